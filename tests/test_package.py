@@ -1,0 +1,82 @@
+"The wheel holds what it should, and works in a fresh environment without the optional packages"
+import configparser, os, re, shutil, subprocess, sys, venv, zipfile
+from pathlib import Path
+import pytest
+
+root = Path(__file__).resolve().parent.parent
+modules = sorted(o.stem for o in (root/'dreamer4_nb').glob('[!_]*.py'))
+settings = configparser.ConfigParser(delimiters=['='], interpolation=None)
+settings.read(root/'settings.ini', encoding='utf-8')
+settings = settings['DEFAULT']
+lines = lambda key: [o for o in settings[key].splitlines() if o]
+
+def run(*args, **kw):
+    r = subprocess.run([str(o) for o in args], capture_output=True, text=True, **kw)
+    assert r.returncode == 0, r.stdout + r.stderr
+    return r.stdout
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+    "The wheel, built from a copy of what the sources list, with the tools of the running environment"
+    source, out = tmp_path_factory.mktemp('source'), tmp_path_factory.mktemp('wheel')
+    for o in ('setup.py', 'settings.ini', 'pyproject.toml', 'MANIFEST.in', 'LICENSE', 'README.md'):
+        if (root/o).exists(): shutil.copy(root/o, source/o)
+    shutil.copytree(root/'dreamer4_nb', source/'dreamer4_nb', ignore=shutil.ignore_patterns('__pycache__'))
+    run(sys.executable, '-m', 'build', '--wheel', '--no-isolation', '--outdir', out, source)
+    return next(out.glob('*.whl'))
+
+@pytest.fixture(scope='module')
+def fresh_python(wheel, tmp_path_factory):
+    "A new environment with the wheel in it, which finds everything else where this one has it"
+    folder = tmp_path_factory.mktemp('fresh')/'venv'
+    venv.create(folder, with_pip=False)
+    python = folder/'bin'/'python'
+    run(sys.executable, '-m', 'pip', '--python', python, 'install', '-q', '--no-deps', '--no-index', wheel)
+    site = Path(run(python, '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))').strip())
+    here = [o for o in sys.path if o.endswith('site-packages')]
+    (site/'borrowed.pth').write_text('\n'.join(here) + '\n')
+    return python
+
+def test_wheel_contents(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {o.split('/')[0] for o in names if '.dist-info' not in o} == {'dreamer4_nb'}
+    assert {f'dreamer4_nb/{o}.py' for o in modules} <= set(names)
+    assert any(o.endswith('LICENSE') for o in names)
+
+def test_entry_points(wheel):
+    z = zipfile.ZipFile(wheel)
+    text = z.read(next(o for o in z.namelist() if o.endswith('entry_points.txt'))).decode()
+    scripts = {o.split('=')[0] for o in lines('console_scripts')}
+    assert scripts == {f'dreamer4_{o}' for o in ('record', 'convert', 'train', 'evaluate', 'demo')}
+    for o in scripts: assert re.search(rf'^{o} = dreamer4_nb\.run:cli_', text, re.M)
+
+def test_metadata(wheel):
+    z = zipfile.ZipFile(wheel)
+    text = z.read(next(o for o in z.namelist() if o.endswith('METADATA'))).decode()
+    assert f"Version: {settings['version']}" in text and 'License-Expression: Apache-2.0' in text
+    for o in ('demo', 'notebooks', 'dev', 'minerl', 'all'): assert f'Provides-Extra: {o}' in text
+
+def test_installed_copy_is_used(fresh_python, tmp_path):
+    where = run(fresh_python, '-c', 'import dreamer4_nb; print(dreamer4_nb.__file__)', cwd=tmp_path)
+    assert 'fresh' in where and str(root) not in where
+
+def test_imports_without_optional_packages(fresh_python, tmp_path):
+    optional = ['minerl', 'crafter', 'av', 'numba', 'skimage', 'tensorboard', 'ipywidgets', 'nbdev', 'pytest']
+    code = f'''
+import sys, importlib
+for o in {optional}: sys.modules[o] = None # an import of it now fails
+for o in {modules}: importlib.import_module('dreamer4_nb.' + o)
+'''
+    run(fresh_python, '-c', code, cwd=tmp_path, env={**os.environ, 'PYTHONWARNINGS': 'ignore'})
+
+def test_version():
+    init = (root/'dreamer4_nb/__init__.py').read_text()
+    assert f'"{settings["version"]}"' in init
+    assert f"## {settings['version']}" in (root/'CHANGELOG.md').read_text()
+
+def test_lock_covers_requirements():
+    "Every requirement but minerl has an exact version in constraints.txt"
+    name = lambda o: re.split(r'[<>=!;\[ ]', o)[0].lower().replace('_', '-')
+    locked = {name(o) for o in (root/'constraints.txt').read_text().splitlines() if '==' in o}
+    needed = [o for k in ('', 'demo_', 'notebooks_', 'dev_') for o in lines(f'{k}requirements')]
+    assert [o for o in needed if name(o) not in locked] == []

@@ -1,0 +1,30 @@
+"A small training run as a process of its own: python training_job.py OUT STEPS [SECONDS_PER_STEP]"
+import sys, time
+import numpy as np, torch
+from torch import nn
+from dreamer4_nb.batches import MemoryRecordings, Windows
+from dreamer4_nb.training import EMA, Learner
+
+def recordings(seed=0, episodes=8, steps=50):
+    rng = np.random.default_rng(seed)
+    return MemoryRecordings([rng.integers(256, size=(steps + 1, 1, 4, 4), dtype=np.uint8) for _ in range(episodes)],
+        [rng.integers(4, size=(steps, 1)) for _ in range(episodes)], [(rng.random(steps) < .1).astype(np.float32) for _ in range(episodes)])
+
+def loss(model, batch, generator):
+    x = batch['frames'].flatten(2).float()/255
+    guess = model(x + .1*torch.randn(x.shape, generator=generator, device=x.device))
+    return dict(pixels=(guess - x).square().mean(), reward=(guess.mean((-1)) - batch['rewards'][:, :8]).square().mean())
+
+def learner(out, steps, width=32, **kw):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, width), nn.Tanh(), nn.Linear(width, 16))
+    kw = dict(device='cpu', progress=False, save_every=5, log_every=10, schedule=dict(warmup=10, decay='linear'), callbacks=[EMA(.95)]) | kw
+    return Learner(model, loss, Windows(recordings(), 4, 8, workers=1), steps, out, **kw)
+
+if __name__ == '__main__':
+    job = learner(sys.argv[1], int(sys.argv[2]))
+    if len(sys.argv) > 3:
+        fast = job.loss_fn
+        def slow(*args): time.sleep(float(sys.argv[3])); return fast(*args)
+        job.loss_fn = slow
+    job.fit(resume=True)
