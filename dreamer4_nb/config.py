@@ -107,6 +107,7 @@ class TokenizerConfig(Part):
     num_registers:int=0 # extra learned tokens per frame that carry nothing (3.4); ours (number silent)
     mlp_ratio:float=2.667 # hidden channels of SwiGLU per channel of width; 8/3 costs as much as a plain MLP of 4; ours
     max_mask:float=0.9 # upper end of the patch dropout p ~ U(0, max_mask) (3.1)
+    mask_fraction:float=1. # share of images that are masked at all; the paper's 1, less where training is short
     perceptual:str='gradient' # 'gradient' needs no download, 'lpips' is the paper's (5), 'none'
     perceptual_weight:float=0.2 # weight of that term beside the squared error (5)
     soft_cap:object=None # attention logits are capped at this absolute value; None is off; ours (3.4, value silent)
@@ -227,6 +228,9 @@ class ImaginationConfig(Part):
     iterations:int=60 # rounds of dreaming and updating; ours (paper silent)
     value_warmup:int=10 # first iterations in which only the value head learns; ours
     value_ema:float=0.98 # decay per update of the slow value head that makes the targets; ours (paper silent)
+    value_updates:int=20 # updates of the value head per iteration; ours
+    policy_updates:int=4 # updates of the policy head per iteration; ours
+    replay:int=4 # latest rollouts that the value head learns from; ours
     lr:float=3e-4 # learning rate of policy and value head; ours (paper silent)
 
 # %% ../nbs/00_config.ipynb #194480e0

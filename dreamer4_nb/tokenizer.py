@@ -70,11 +70,13 @@ class Tokenizer(nn.Module):
 def draw_mask(shape,           # leading dimensions of the frames, e.g. (B, T)
               num_patches:int, # patches of a frame
               max_mask:float,  # upper end of the share that is hidden
+              fraction:float=1., # share of images that are masked at all
               generator=None,  # torch.Generator
               device=None,     # where the mask lives
              ):                # bool (*shape, num_patches), True is hidden
     "Hide each patch of an image with that image's own probability p ~ U(0, max_mask) (paper 3.1)."
     p = torch.rand(*shape, 1, generator=generator) * max_mask
+    p = p * (torch.rand(*shape, 1, generator=generator) < fraction)
     return (torch.rand(*shape, num_patches, generator=generator) < p).to(device)
 
 # %% ../nbs/11_tokenizer.ipynb #58017032
@@ -145,7 +147,7 @@ def tokenizer_loss(config:TokenizerConfig):
     distance = perceptual_distance(config.perceptual)
     def loss(model, batch, generator):
         frames = batch['frames'].float() / 255
-        mask = draw_mask(frames.shape[:2], model.num_patches, config.max_mask, generator, frames.device)
+        mask = draw_mask(frames.shape[:2], model.num_patches, config.max_mask, config.mask_fraction, generator, frames.device)
         out = model(frames, mask, batch.get('single'))
         mse = F.mse_loss(out, frames)
         terms = dict(mse=mse, metrics=dict(psnr=-10 * mse.detach().log10()))

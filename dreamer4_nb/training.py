@@ -146,7 +146,7 @@ def save_folder(
         if path.exists(): os.replace(path, old)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as e:
-        raise OSError(f'{path}: checkpoint not written ({e}); the one before is kept; free some space or choose another folder') from None
+        raise OSError(f'{path}: checkpoint not written ({e}); the one before is kept; free some space or choose another folder, then resume') from None
     finally: shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
 
@@ -317,10 +317,10 @@ def _gradients(self:Learner):
 
 @patch
 def _update(self:Learner):
-    self.lr = learning_rate(self.step, self.steps, **self.schedule)
+    rate = learning_rate(self.step, self.steps, **self.schedule)
     self._updating = True
     for opt in self.optimizers:
-        for g in opt.param_groups: g['lr'] = g['peak']*self.lr
+        for g in opt.param_groups: g['lr'] = g['peak']*rate
     for opt in self._steppers: opt.step(); opt.zero_grad(set_to_none=True)
     self.step += 1
     self._commit()
@@ -374,8 +374,9 @@ def fit(self:Learner,
     self._watched, self._updating = None, False
     if resume: self.load()
     else: self._make_room(overwrite)
-    self._commit(); self.model.train(); self._event('before_fit')
+    self._commit(); self.model.train()
     try:
+        self._event('before_fit')
         with _finish_step_on_interrupt(self):
             while self.step < self.steps and not self.stopped:
                 self.train_step(); self._event('after_step'); self._updating = False
@@ -525,17 +526,9 @@ class Log(Callback):
 
     def before_fit(self, learner):
         self._start(time.perf_counter())
-        if learner.out and learner.accelerator.is_main_process:
-            learner.out.mkdir(parents=True, exist_ok=True); path = learner.out/'log.jsonl'
-            kept = [r for r in read_log(path) if r['step'] <= learner.step] if learner.step and path.exists() else []
-            temporary = path.with_suffix('.tmp'); temporary.write_text(''.join(json.dumps(r) + '\n' for r in kept)); os.replace(temporary, path)
-            self.file = open(path, 'ab', buffering=0)
+        if learner.out and learner.accelerator.is_main_process: self._open(learner.out/'log.jsonl', learner.step)
         if self.progress and learner.accelerator.is_main_process:
             self.bar = tqdm(total=learner.steps, initial=learner.step, desc=self.name, unit='step', mininterval=.5, dynamic_ncols=True)
-
-    def _append(self, line):
-        try: self.file.write(line.encode())
-        except OSError as e: raise OSError(f'{self.file.name}: log not written ({e}); free some space, then resume') from None
 
     def _start(self, now): self.sums,self.frames,self.since = {},0,now
     def state_dict(self): return dict(seconds=self.seconds)
@@ -545,7 +538,29 @@ class Log(Callback):
         if self.file is not None: self.file.close()
         self.bar = self.file = None
 
-# %% ../nbs/05_training.ipynb #9d7d6e59
+# %% ../nbs/05_training.ipynb #fdd9c7fb
+@contextmanager
+def _disk_error(path, what):
+    "Turn an error of the disk into one line that names the file and the mend."
+    try: yield
+    except OSError as e: raise OSError(f'{path}: {what} ({e.strerror or e}); free some space or choose another folder, then resume') from None
+
+@patch
+def _open(self:Log, path, step):
+    "Open the log, without lines of steps that will be done again."
+    kept = [r for r in read_log(path) if r['step'] <= step] if step and path.exists() else []
+    temporary = path.with_suffix('.tmp')
+    try:
+        with _disk_error(path, 'log not written'):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(''.join(json.dumps(r) + '\n' for r in kept)); os.replace(temporary, path)
+            self.file = open(path, 'ab', buffering=0)
+    finally: temporary.unlink(missing_ok=True)
+
+@patch
+def _append(self:Log, line):
+    with _disk_error(self.file.name, 'log not written'): self.file.write(line.encode())
+
 @patch
 def after_step(self:Log, learner):
     seen = {'loss': learner.loss, **learner.terms, **learner.metrics, 'gradient_norm': learner.gradient_norm}

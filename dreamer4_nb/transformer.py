@@ -118,11 +118,10 @@ class TimeCache:
     ): self.context, self.steps, self.layers = context, 0, {}
 
     def buffer(self, layer, like):
-        "The (2, N, heads, context, head_dim) buffer of a layer, made on first use."
-        if layer not in self.layers:
-            n, h, _, d = like.shape
-            self.layers[layer] = like.new_zeros(2, n, h, self.context, d)
-        return self.layers[layer]
+        "Keys and values of a layer (2, N, heads, context, head_dim), made on first use; fewer tokens read the first ones."
+        n, h, _, d = like.shape
+        if layer not in self.layers: self.layers[layer] = like.new_zeros(2, n, h, self.context, d)
+        return self.layers[layer][:, :n]
 
 # %% ../nbs/10_transformer.ipynb #dcfc275d
 class TimeAttention(Attention):
@@ -135,7 +134,7 @@ class TimeAttention(Attention):
         layer=0,       # which buffer of the cache is ours
     ):                 # (B, T, S, C)
         B, T, S, _ = x.shape
-        fold = lambda t: t.permute(0, 2, 3, 1, 4).flatten(0, 1)        # (B*S, heads, T, head_dim)
+        fold = lambda t: t.permute(2, 0, 3, 1, 4).flatten(0, 1)        # (S*B, heads, T, head_dim)
         q, k, v = (fold(t) for t in self.project(x, x))
         positions = torch.arange(T, device=x.device) + (cache.steps if cache else 0)
         q, k = rotary(q, positions), rotary(k, positions)
@@ -146,8 +145,8 @@ class TimeAttention(Attention):
             o = attend(q, k, v, mask=mask, causal=mask is None and T > 1, soft_cap=self.soft_cap)
             if single is not None and single.any():
                 own = v.repeat_interleave(self.h // self.hkv, 1)
-                o = torch.where(single.repeat_interleave(S)[:, None, None, None], own, o)
-        return self.out(o.unflatten(0, (B, S)).permute(0, 3, 1, 2, 4).reshape(B, T, S, -1))
+                o = torch.where(single.repeat(S)[:, None, None, None], own, o)
+        return self.out(o.unflatten(0, (S, B)).permute(1, 3, 0, 2, 4).reshape(B, T, S, -1))
 
     def _step(self, q, k, v, cache, layer):
         if q.shape[2] != 1: raise ValueError(f'a filled cache takes one step at a time, got {q.shape[2]}')

@@ -57,6 +57,7 @@ GRADIENTS = np.array([np.roll((11*a, 4*b, 4*c), i) for i in range(3) for a, b, c
 NEAR_KINDS = {(-1, 0, 1), (-1, 1, 1), (0, 0, 0), (0, 0, 1), (0, 0, 2), (0, 1, 1), (0, 1, 2), (1, 1, 1)}
 LATTICE = np.array([o for o in product((-1, 0, 1, 2), repeat=3) if tuple(sorted(o)) in NEAR_KINDS])
 
+# %% ../nbs/03_world.ipynb #cc8529bc
 def simplex_noise(
     permutation, # the numbers 0..255 in random order
     slopes,      # (256, 3), one of `GRADIENTS` for each number
@@ -74,7 +75,7 @@ def simplex_noise(
     part = falloff[at]**4 * sum(slope[:, n]*offset[n][at] for n in range(3))
     return np.bincount(at[0], part, x.size).reshape(x.shape)/103
 
-# %% ../nbs/03_world.ipynb #924acc85
+# %% ../nbs/03_world.ipynb #76c53fce
 def generate_terrain(
     area,   # width and height in cells
     random, # np.random.RandomState
@@ -97,7 +98,7 @@ def generate_terrain(
     ids = np.select(list(rules.values()), [MATERIAL.get(name, GRASS) for name in rules], GRASS).astype(np.uint8)
     return ids, rock & tunnels & ~caves & (start <= 0.5)
 
-# %% ../nbs/03_world.ipynb #411b9856
+# %% ../nbs/03_world.ipynb #c90aaf19
 WALKABLE = np.isin(MATERIALS, constants.walkable)   # by material id
 
 def spread(mask):
@@ -105,6 +106,7 @@ def spread(mask):
     m = np.pad(mask, 1)
     return mask | m[2:, 1:-1] | m[:-2, 1:-1] | m[1:-1, 2:] | m[1:-1, :-2]
 
+# %% ../nbs/03_world.ipynb #96e77c22
 def within_reach(
     passable, # bool (width, height)
 ):            # bool (width, height)
@@ -114,6 +116,7 @@ def within_reach(
     while (more := passable & spread(reach)).sum() > reach.sum(): reach = more
     return spread(reach)
 
+# %% ../nbs/03_world.ipynb #59aa2441
 @lru_cache(maxsize=4096)
 def generate_world(
     task, # a `Task`
@@ -135,7 +138,7 @@ def generate_world(
     ids.flags.writeable = False
     return ids, tuple((int(kinds[cell]), cell) for cell in zip(*map(np.ndarray.tolist, kinds.nonzero()))), random.get_state()
 
-# %% ../nbs/03_world.ipynb #6391ad6d
+# %% ../nbs/03_world.ipynb #3f907763
 CELL, COLUMNS, ROWS = 8, 8, 6   # pixels of a cell; visible cells across and down
 THINGS = (None, 'player-left', 'player-right', 'player-up', 'player-down', 'player-sleep', 'cow', 'zombie', 'skeleton',
           'arrow-left', 'arrow-right', 'arrow-up', 'arrow-down', 'plant', 'plant-ripe')   # what can stand on a cell
@@ -143,12 +146,13 @@ THING = {name: i for i, name in enumerate(THINGS)}
 ASLEEP = len(MATERIALS)*len(THINGS)                             # offset of the cells seen asleep
 FIRST_ITEM = 2*ASLEEP + 10*np.arange(len(constants.items))      # offset of each item, by amount 0..9
 
-# %% ../nbs/03_world.ipynb #ab379957
+# %% ../nbs/03_world.ipynb #2ad0152f
 @lru_cache(maxsize=1)
 def textures():
     "Crafter's own pictures."
     return engine.Textures(constants.root/'assets')
 
+# %% ../nbs/03_world.ipynb #f5ed61d5
 def ground_cell(material, thing): # uint8 (8, 8, 3), x before y as Crafter has it
     "One cell: a material, and what stands on it."
     cell = np.full((CELL, CELL, 3), 127, np.uint8)
@@ -156,7 +160,7 @@ def ground_cell(material, thing): # uint8 (8, 8, 3), x before y as Crafter has i
     if thing: engine._draw_alpha(cell, (0, 0), textures().get(thing, (CELL, CELL)))
     return cell
 
-# %% ../nbs/03_world.ipynb #9e910ccf
+# %% ../nbs/03_world.ipynb #9d30746b
 @lru_cache(maxsize=1)
 def cell_table(): # uint8 (cells, 8, 8, 3), rows before columns
     "Every cell the grid view can show: materials x things awake, the same asleep, items x amounts."
@@ -167,7 +171,7 @@ def cell_table(): # uint8 (cells, 8, 8, 3), rows before columns
     return np.concatenate([awake, asleep, counts]).transpose(0, 2, 1, 3).copy()
 class SimpleWorld: area = (1, 1)
 
-# %% ../nbs/03_world.ipynb #85c0f45b
+# %% ../nbs/03_world.ipynb #be6d8230
 class CrafterWorld(gymnasium.Env):
     "Crafter as a Gymnasium environment: observations uint8 (64, 64, 3), one discrete action."
     metadata, render_mode = dict(render_modes=['rgb_array']), 'rgb_array'
@@ -185,7 +189,7 @@ class CrafterWorld(gymnasium.Env):
         self._commands = ['move_' + a if a in MOVES else a for a in self.task.actions]
         self._build()
 
-# %% ../nbs/03_world.ipynb #f91e28c9
+# %% ../nbs/03_world.ipynb #bafe2db0
 @patch
 def _build(self:CrafterWorld):
     self._world = engine.World(self.task.area, constants.materials, (12, 12))
@@ -194,6 +198,7 @@ def _build(self:CrafterWorld):
     self._reach, self._margin = 2*int(max(grid[0], grid[1] + 2)), int(max(grid))//2 + 1
     self._padded = np.zeros(np.add(self.task.area, 2*self._margin), np.uint8)
 
+# %% ../nbs/03_world.ipynb #46bbbba3
 @patch
 def _place_all(self:CrafterWorld, ids, creatures, random_state):
     "A fresh copy of a generated world."
@@ -206,7 +211,7 @@ def _place_all(self:CrafterWorld, ids, creatures, random_state):
     makers = {1: objects.Cow, 2: partial(objects.Zombie, player=player), 3: partial(objects.Skeleton, player=player)}
     for kind, cell in creatures: world.add(makers[kind](world, cell))
 
-# %% ../nbs/03_world.ipynb #bae023e3
+# %% ../nbs/03_world.ipynb #eee96ec0
 @patch
 def reset(self:CrafterWorld, *, seed=None, options=None):
     "Begin an episode: a seed fixes the world and all that happens in it; without one the next world is drawn."
@@ -219,6 +224,7 @@ def reset(self:CrafterWorld, *, seed=None, options=None):
     self._set_light()
     return self.render(), self._info()
 
+# %% ../nbs/03_world.ipynb #cdf0fdfb
 @patch
 def _set_light(self:CrafterWorld):
     "Noon in the grid view; Crafter's day of 300 steps, begun at a random hour, in the stock view."
@@ -229,7 +235,7 @@ def _set_light(self:CrafterWorld):
 def _info(self:CrafterWorld):
     return dict(achievements=dict(self._player.achievements), inventory=dict(self._player.inventory), steps=self.steps)
 
-# %% ../nbs/03_world.ipynb #1cdcf77b
+# %% ../nbs/03_world.ipynb #ba72a0c5
 @patch
 def step(self:CrafterWorld,
     action, # index into `task.actions`
@@ -249,7 +255,7 @@ def step(self:CrafterWorld,
     self.truncated = not self.terminated and self.steps >= self.task.steps
     return self.render(), self._reward(), self.terminated, self.truncated, self._info()
 
-# %% ../nbs/03_world.ipynb #ec44eb55
+# %% ../nbs/03_world.ipynb #9d83a666
 @patch
 def _make_harmless(self:CrafterWorld):
     "No hunger, thirst or fatigue, and *do* works on trees alone."
@@ -257,6 +263,7 @@ def _make_harmless(self:CrafterWorld):
     player._hunger = player._thirst = player._fatigue = player._recover = 0
     if player.action == 'do' and self.material_at(self.facing_cell) != TREE: player.action = 'noop'
 
+# %% ../nbs/03_world.ipynb #a695ed9c
 @patch
 def _reward(self:CrafterWorld):
     "What the rewarded achievements of this step pay."
@@ -268,7 +275,7 @@ def _reward(self:CrafterWorld):
         self._paid[name] = count
     return reward
 
-# %% ../nbs/03_world.ipynb #410ede5d
+# %% ../nbs/03_world.ipynb #d6f983b7
 @patch
 def _balance(self:CrafterWorld):
     "Crafter's birth and disappearance of creatures, in an order that is the same in every process."
@@ -276,26 +283,30 @@ def _balance(self:CrafterWorld):
         CrafterEnv._balance_chunk(self, chunk, sorted(things, key=lambda thing: thing.pos.tolist()))
 CrafterWorld._balance_object = CrafterEnv._balance_object
 
-# %% ../nbs/03_world.ipynb #2ffda3a7
+# %% ../nbs/03_world.ipynb #284e0737
 @patch(as_prop=True)
 def position(self:CrafterWorld):
     "Cell of the player (x, y)."
     return tuple(self._player.pos.tolist())
+
 @patch(as_prop=True)
 def facing_cell(self:CrafterWorld):
     "Cell that *do* acts on."
     return tuple(p + f for p, f in zip(self._player.pos.tolist(), self._player.facing))
+
+# %% ../nbs/03_world.ipynb #41fd875f
 @patch
 def material_at(self:CrafterWorld, cell):
     "Material id at (x, y); 0 outside."
     return int(self._padded[cell[0] + self._margin, cell[1] + self._margin])
+
 @patch
 def grid_view(self:CrafterWorld): # int (6, 8), row by column
     "Material ids of the cells that the grid view shows; `MATERIALS` names them."
     x, y = self._player.pos + (self._margin - COLUMNS//2, self._margin - ROWS//2)
     return self._padded[x:x+COLUMNS, y:y+ROWS].T.astype(int)
 
-# %% ../nbs/03_world.ipynb #732de543
+# %% ../nbs/03_world.ipynb #785ee0c4
 @patch
 def _grid_image(self:CrafterWorld):
     "A frame of the grid view: one look-up in the table of cells."
@@ -309,7 +320,7 @@ def _grid_image(self:CrafterWorld):
     index[ROWS:] = (FIRST_ITEM + list(player.inventory.values())).reshape(2, COLUMNS)
     return cell_table()[index].transpose(0, 2, 1, 3, 4).reshape(64, 64, 3)
 
-# %% ../nbs/03_world.ipynb #cb6b62c1
+# %% ../nbs/03_world.ipynb #29696558
 @patch
 def _crafter_image(self:CrafterWorld):
     "Crafter's own renderer: the stock view, and the reference for the fast one."
@@ -319,12 +330,13 @@ def _crafter_image(self:CrafterWorld):
     canvas[border:border + len(picture), border:border + len(picture)] = picture
     return canvas.transpose(1, 0, 2).copy()
 
+# %% ../nbs/03_world.ipynb #00c615fb
 @patch
 def render(self:CrafterWorld): # uint8 (64, 64, 3)
     "The frame as the player sees it now."
     return self._grid_image() if self.view == 'grid' else self._crafter_image()
 
-# %% ../nbs/03_world.ipynb #a91a7066
+# %% ../nbs/03_world.ipynb #d4294e65
 def make_world(
     task='collect_wood', # a name in `TASKS`, or a `Task` of your own
     view='grid',         # 'grid' or 'stock'
@@ -333,12 +345,13 @@ def make_world(
     "The world of a task."
     return CrafterWorld(task, view, seed)
 
-# %% ../nbs/03_world.ipynb #5575777d
+# %% ../nbs/03_world.ipynb #f737c843
 def by_material(values): # dict: material name -> integer; a table of 256 bytes for `bytes.translate`
     "A look-up table from material ids to small numbers."
     return bytes(values.get(name, 0) for name in MATERIALS).ljust(256, b'\0')
 WALK = by_material(dict.fromkeys(constants.walkable, 1))
 
+# %% ../nbs/03_world.ipynb #7acf48f8
 def next_move(
     world,        # a `CrafterWorld`
     materials=(), # names of materials that are goals
@@ -356,7 +369,7 @@ def next_move(
     first, there = _search(goal, price, here, [(name, dx*stride + dy) for name, (dx, dy) in MOVES.items()])
     return 'do' if there == ahead and price[ahead] and not WALK[ground[ahead]] else first
 
-# %% ../nbs/03_world.ipynb #f7bf70c2
+# %% ../nbs/03_world.ipynb #554bd486
 def _search(goal, price, here, moves):
     "Dijkstra from here: name of the first move towards the nearest goal, and the cell it leads to."
     best, queue = {here: 0}, [(0, 0, here, None)]
@@ -371,7 +384,7 @@ def _search(goal, price, here, moves):
                 heapq.heappush(queue, (total, len(best), there, first or (name, there)))
     return None, None
 
-# %% ../nbs/03_world.ipynb #6dca2dd7
+# %% ../nbs/03_world.ipynb #df64f537
 class Player:
     "Chooses actions in a world; with probability `noise` any action at all."
     def __init__(self,
@@ -387,16 +400,18 @@ class Player:
         if self.random.random() < self.noise: return int(self.random.integers(len(actions)))
         return actions.index(self.intend(world) or list(MOVES)[self.random.integers(4)])
 
+# %% ../nbs/03_world.ipynb #d0ed1c4f
 class NearestTree(Player):
     "Fells the tree that takes the fewest steps to reach."
     def intend(self, world): return next_move(world, ['tree'])
 
-# %% ../nbs/03_world.ipynb #2bdcd935
+# %% ../nbs/03_world.ipynb #09adbe59
 def visible_cells(world, material): # list of cells (x, y)
     "Where in the view a material is."
     x, y = world.position
     return [(x + c - COLUMNS//2, y + r - ROWS//2) for r, c in np.argwhere(world.grid_view() == material).tolist()]
 
+# %% ../nbs/03_world.ipynb #3d97822c
 class RandomTree(Player):
     "Takes any visible tree and stays with it until it is felled."
     goal = None
@@ -408,7 +423,7 @@ class RandomTree(Player):
         if move is None: self.goal = None
         return move or next_move(world, ['tree'])
 
-# %% ../nbs/03_world.ipynb #04e82e49
+# %% ../nbs/03_world.ipynb #4dd41fd0
 class Wanderer(Player):
     "Goes one way for a while, then another."
     heading = None
@@ -417,6 +432,7 @@ class Wanderer(Player):
         if self.heading is None or blocked or self.random.random() < 0.15: self.heading = list(MOVES)[self.random.integers(4)]
         return self.heading
 
+# %% ../nbs/03_world.ipynb #f8818233
 class WaterSeeker(Wanderer):
     "Goes to the nearest water, drinks, wanders, and comes back."
     rest = 0
@@ -426,11 +442,12 @@ class WaterSeeker(Wanderer):
         if move == 'do' and self.random.random() < 0.2: self.rest = 15
         return move or super().intend(world)
 
-# %% ../nbs/03_world.ipynb #81e2dcda
+# %% ../nbs/03_world.ipynb #e599d9a4
 CHOP = by_material(dict.fromkeys(constants.walkable, 1) | dict(tree=2))           # felled on the way
 DIG = by_material(dict.fromkeys(constants.walkable, 1) | dict(tree=2, stone=2, coal=2))   # with a pickaxe
 SOURCE = {item: material for material, info in constants.collect.items() for item in info['receive']}
 
+# %% ../nbs/03_world.ipynb #0c90a88a
 class ToolMaker(Wanderer):
     "Climbs the ladder up to one rung, then wanders."
     def __init__(self,
@@ -449,7 +466,7 @@ class ToolMaker(Wanderer):
         if move is None and rung: move = self.climb(world, have, rung)
         return move or super().intend(world)
 
-# %% ../nbs/03_world.ipynb #99f67b57
+# %% ../nbs/03_world.ipynb #54770d94
 @patch
 def climb(self:ToolMaker, world, have, rung):
     "Do what the rung says."
@@ -457,6 +474,7 @@ def climb(self:ToolMaker, world, have, rung):
     if rung == 'place_table' and have['wood'] < self.wood: return self.collect(world, have, 'wood')
     return dict(collect=self.collect, place=self.place, make=self.make)[verb](world, have, item)
 
+# %% ../nbs/03_world.ipynb #f38f3789
 @patch
 def collect(self:ToolMaker, world, have, item):
     "Go and get it, with the tool that it takes."
@@ -464,6 +482,7 @@ def collect(self:ToolMaker, world, have, item):
         if not have[tool]: return self.make(world, have, tool)
     return next_move(world, [SOURCE[item]], cost=DIG if have['wood_pickaxe'] else CHOP)
 
+# %% ../nbs/03_world.ipynb #01a26d63
 @patch
 def make(self:ToolMaker, world, have, item):
     "See to the ingredients, then to the benches, then make it."
@@ -475,7 +494,7 @@ def make(self:ToolMaker, world, have, item):
         if bench not in near: return self.place(world, have, bench, info['nearby'])
     return f'make_{item}'
 
-# %% ../nbs/03_world.ipynb #31a05ae5
+# %% ../nbs/03_world.ipynb #85bb8bd8
 @patch
 def place(self:ToolMaker, world, have, bench, together=()):
     "Put a bench ahead, near the others that are needed with it."
@@ -493,7 +512,7 @@ def place(self:ToolMaker, world, have, bench, together=()):
         if free(there) and near(there) and open_up(tuple(np.add(there, step).tolist())): return name
         if not free(there) and open_up(there): return 'do' if there == world.facing_cell else name
 
-# %% ../nbs/03_world.ipynb #14be73a7
+# %% ../nbs/03_world.ipynb #48aedce7
 @patch
 def survive(self:ToolMaker, world, have):
     "Strike what stands beside, and see to thirst, hunger and sleep before they hurt."
@@ -510,7 +529,7 @@ def survive(self:ToolMaker, world, have):
         if move := next_move(world, **goals, cost=DIG if have['wood_pickaxe'] else CHOP): return move
     if have['energy'] < 2 and all(distance(c) > 6 for c in foes): return 'sleep'
 
-# %% ../nbs/03_world.ipynb #81b8ad32
+# %% ../nbs/03_world.ipynb #3e7451e3
 PLAYERS = dict(         # task -> kind -> (share of episodes, player, least noise, most noise)
     collect_wood=dict(
         nearest_tree=(0.25, NearestTree, 0.3, 0.9),
@@ -522,7 +541,7 @@ PLAYERS = dict(         # task -> kind -> (share of episodes, player, least nois
         **{f'until_{rung}': (share, partial(ToolMaker, rung), 0., 0.3) for rung, share in zip(LADDER,
             (0.05, 0.05, 0.1, 0.05, 0.15, 0.05, 0.05, 0.05, 0.05, 0.3))}))
 
-# %% ../nbs/03_world.ipynb #fa98c63d
+# %% ../nbs/03_world.ipynb #58132616
 def draw_player(
     task,       # a name in `TASKS`
     rng,        # np.random.Generator
@@ -535,6 +554,7 @@ def draw_player(
     _, make, low, high = kinds[drawn]
     return make(noise=float(rng.uniform(low, high)), seed=int(rng.integers(2**31)), name=drawn)
 
+# %% ../nbs/03_world.ipynb #4ebf6cca
 def expert(
     task='collect_wood', # a name in `TASKS`
     seed=0,              # of its random numbers, used where it knows no way
@@ -542,7 +562,7 @@ def expert(
     "The scripted player that does best, without noise."
     return dict(collect_wood=NearestTree, tools=ToolMaker)[task](seed=seed, name='expert')
 
-# %% ../nbs/03_world.ipynb #e8767294
+# %% ../nbs/03_world.ipynb #2d4b986e
 def play_episode(
     world,  # a `CrafterWorld`
     player, # a `Player`
@@ -557,7 +577,7 @@ def play_episode(
         frames.append(frame); rewards.append(reward)
     return np.stack(frames), np.array(actions), np.array(rewards, np.float32), world.terminated, info
 
-# %% ../nbs/03_world.ipynb #4381b0ca
+# %% ../nbs/03_world.ipynb #e691d86c
 def classify_cells(
     frames, # (N, 3, 64, 64) uint8, or float in [0, 1]; an array or a CPU tensor
 ):          # int (N, 6, 8), row by column
@@ -569,6 +589,7 @@ def classify_cells(
     distance = (known**2).sum(1) - 2*cells.reshape(-1, 3*CELL*CELL) @ known.T
     return (distance.argmin(1)//len(THINGS)).reshape(-1, ROWS, COLUMNS)
 
+# %% ../nbs/03_world.ipynb #c588687b
 def material_scores(
     frames,          # the true frames (N, 3, 64, 64)
     reconstructions, # what a model made of them, the same shape
@@ -580,7 +601,7 @@ def material_scores(
     share = lambda part, whole: float(part.sum()/whole.sum()) if whole.any() else float('nan')
     return dict(recall=share(there & seen, there), precision=share(there & seen, seen), cells=float((truth == read).mean()))
 
-# %% ../nbs/03_world.ipynb #70baacc9
+# %% ../nbs/03_world.ipynb #adcbab92
 class VectorWorlds:
     "Several worlds stepped together, one episode each."
     def __init__(self,
@@ -599,21 +620,23 @@ class VectorWorlds:
     ):           # frames uint8 (N, 3, 64, 64), rewards float32 (N,), terminated bool (N,), truncated bool (N,)
         "One action each; what is over stays over and pays nothing."
         results = [self._step_one(w, int(a)) for w, a in zip(self.worlds, actions)]
-        return (self._frames(r[0] for r in results), *(np.array([r[i] for r in results], t) for i, t in ((1, np.float32), (2, bool), (3, bool))))
+        column = lambda i, kind: np.array([r[i] for r in results], kind)
+        return self._frames(r[0] for r in results), column(1, np.float32), column(2, bool), column(3, bool)
     def _step_one(self, world, action):
         if world.terminated or world.truncated: return world.render(), 0., world.terminated, world.truncated
         return world.step(action)
     def _frames(self, frames): return np.ascontiguousarray(np.stack(list(frames)).transpose(0, 3, 1, 2))
 
-# %% ../nbs/03_world.ipynb #56b5f5ea
+# %% ../nbs/03_world.ipynb #ee973d0c
 from .recordings import write_episode
 
-# %% ../nbs/03_world.ipynb #1bed6a92
+# %% ../nbs/03_world.ipynb #2f4596c0
 @patch(as_prop=True)
 def env_id(self:CrafterWorld):
     "The name of the folder for recordings of this world, e.g. CrafterCollectWood-v0."
     return 'Crafter' + self.task.name.title().replace('_', '') + ('Stock' if self.view == 'stock' else '') + '-v0'
 
+# %% ../nbs/03_world.ipynb #0019cc91
 def record(
     root,                # folder for recordings
     task='collect_wood', # a name in `TASKS`
@@ -634,6 +657,7 @@ def record(
         _record_one(root, world, name, player, world_seed)
     return folders
 
+# %% ../nbs/03_world.ipynb #ec66cdc5
 def _record_one(root, world, name, player, world_seed):
     frames, actions, rewards, terminated, info = play_episode(world, player, world_seed)
     extra = dict(player=player.name, noise=round(player.noise, 3), task=world.task.name, view=world.view, world_seed=world_seed,
