@@ -10,7 +10,6 @@ import torch, torch.nn as nn, torch.nn.functional as F
 from fastcore.basics import patch
 from .config import AgentConfig
 from .actions import ActionCodec
-from .shortcut import shortcut_loss
 from .dynamics import Dynamics, Dream
 from .heads import MLPHead, TwoHot, ahead, masked_mean
 
@@ -66,19 +65,12 @@ def agent_loss(reward_loss=None,  # see Agent.head_losses
               ):
     "Loss function of phase 2 for the training loop: cloning, reward, continue and the video loss going on."
     def loss(agent, batch, generator):
-        dyn, latents, relevant = agent.dynamics, batch['latents'], batch['relevant']
-        (B, T), dev = latents.shape[:2], latents.device
-        signal, step, boot = dyn.levels.draw(B, T, generator, dev)
-        near = relevant[:, None].expand(B, T)
-        drawn = (signal.masked_fill(near, dyn.levels.context_index), step.masked_fill(near, dyn.levels.finest), boot & ~near)
-        actions, mask, task, seen = batch['actions'][:, :T], batch['action_mask'][:, :T], batch.get('task'), {}
-        if task is None: task = torch.zeros(B, dtype=torch.long, device=dev)
-        def f(z, i, e, rows=None):
-            if rows is not None: return dyn(z, i, e, actions[rows], mask[rows])[0]
-            pred, seen['h'] = dyn(z, i, e, actions, mask, task)
-            return pred
-        video, metrics = shortcut_loss(f, latents, dyn.levels, generator, drawn, weight=(~near).float())
-        terms = agent.head_losses(seen['h'], batch, relevant, reward_loss)
+        latents, relevant = batch['latents'], batch['relevant']
+        B, T = latents.shape[:2]
+        task = batch.get('task', torch.zeros(B, dtype=torch.long, device=latents.device))
+        video, metrics, h = agent.dynamics.loss(latents, batch['actions'][:, :T], batch['action_mask'][:, :T], batch.get('single'),
+                                                generator, task, count=max(1, int((~relevant).sum())))
+        terms = agent.head_losses(h, batch, relevant, reward_loss)
         terms['metrics'] |= metrics
         return dict(shortcut=video, **terms)
     return loss

@@ -177,8 +177,11 @@ class DynamicsConfig(Part):
     k_max:int=4 # finest grid: the smallest step size is 1/k_max (4); ours (paper silent)
     sample_steps:int=4 # network calls per generated frame, K (3.2)
     context_signal:float=0.9 # signal level of past latents in generation, 1 is clean (3.2, tau_ctx = 0.1 read as noise)
-    context_fraction:float=0.5 # share of training sequences whose past is held at context_signal, as in generation; ours
+    clean_past:bool=True # train every noisy step on a past at context_signal, as in generation; False is the paper's plain diffusion forcing; ours
+    context_fraction:float=0. # where clean_past is off: share of steps held at context_signal; ours
+    pure_noise:float=0. # share of training steps that start from pure noise, beyond what the grid gives; ours
     bootstrap_fraction:float=0.25 # share of training sequences that learn the bootstrap term of (7); ours
+    ramp_floor:float=0.1 # loss weight of pure noise; clean data weighs 1 (8)
     soft_cap:object=None # attention logits are capped at this absolute value; None is off; ours (3.4, value silent)
     context:int=16 # frames that time layers look back over, the present one included; ours (paper: 192)
     mlp_ratio:float=2.667 # hidden channels of SwiGLU per channel of width; ours
@@ -206,6 +209,7 @@ class AgentConfig(Part):
     layers:int=2 # hidden layers of a head; ours (paper silent)
     num_bins:int=255 # bins of the symexp two-hot; ours (paper silent)
     bin_range:float=5. # outermost bin in symlog units, so rewards and returns up to exp(bin_range) - 1; ours
+    clone_steps:int=300 # optimiser steps of a clone on frozen features; ours
 
 @patch
 def check(self:AgentConfig):
@@ -300,6 +304,7 @@ def _part(kind, **changes): return field(default_factory=lambda: kind(**changes)
 class Config(Part):
     "Every number of a run; the defaults are the laptop's"
     name:str='laptop' # name of the size, or one of your own
+    minutes:float=20. # wall time of its training and evaluation on the machine it is meant for
     data:DataConfig=_part(DataConfig)
     tokenizer:TokenizerConfig=_part(TokenizerConfig)
     tokenizer_training:StageConfig=_part(StageConfig, steps=2000, lr=1e-3, single_image_fraction=0.5)
@@ -386,7 +391,16 @@ def smoke()->Config: # seconds on one core
 
 def laptop()->Config: # minutes on two cores
     "The size that `make demo` runs"
-    return Config(name='laptop')
+    return Config(name='laptop', data=DataConfig(episodes=600, held_out=0.07),
+        # one small latent per 8-pixel patch: cells of the world stay apart in the latents, which dynamics then shift
+        tokenizer=TokenizerConfig(depth=2, num_latents=64, latent_dim=8, mask_fraction=0.1, context=8),
+        # single frames mostly, some windows for the time layers: at this budget optimiser steps are what is scarce
+        tokenizer_training=StageConfig(steps=2000, batch_size=16, length=((1, 9), (8, 1)), lr=1e-3, decay=0.4, ema=0.995),
+        # a row of eight latents per token; all signal levels weigh alike, since what an action does is learned from noise
+        dynamics=DynamicsConfig(packing=8, ramp_floor=1., pure_noise=0.3),
+        dynamics_training=StageConfig(steps=3200, batch_size=4, length=16, lr=2e-3, decay=0.5, ema=0.995, single_image_fraction=0.1),
+        agent=AgentConfig(), agent_training=StageConfig(steps=900, batch_size=8, length=16, lr=7e-4, decay=0.7, ema=0.99, relevant_fraction=0.5),
+        imagination=ImaginationConfig(contexts=64, iterations=40, value_warmup=8))
 
 # %% ../nbs/00_config.ipynb #2e0b038e
 def gpu()->Config: # hours on one graphics card

@@ -12,7 +12,7 @@ from .config import DynamicsConfig
 from .actions import ActionCodec, ActionEmbedding
 from .transformer import Transformer, TimeCache, grid_positions
 from .tokenizer import token_grid
-from .shortcut import Levels, shortcut_loss, shortcut_sample, corrupt
+from .shortcut import Levels, shortcut_loss, shortcut_sample, bootstrap_target, corrupt
 
 # %% ../nbs/13_dynamics.ipynb #3787b08e
 class Dynamics(nn.Module):
@@ -27,7 +27,8 @@ class Dynamics(nn.Module):
         super().__init__()
         c, self.config, self.latent_shape, W = config, config, (num_latents, latent_dim), config.width
         if num_latents % c.packing: raise ValueError(f'packing={c.packing} does not divide num_latents={num_latents}')
-        self.levels = Levels(c.k_max, c.context_signal, c.context_fraction, c.bootstrap_fraction)
+        self.levels = Levels(c.k_max, c.context_signal, 0. if c.clean_past else c.context_fraction, c.bootstrap_fraction,
+                             c.pure_noise, c.clean_past)
         self.tokens, size = num_latents // c.packing, c.packing * latent_dim
         self.action = ActionEmbedding(codec, W)
         self.signal, self.step = nn.Embedding(c.k_max + 1, W // 2), nn.Embedding(self.levels.finest + 1, W - W // 2)
@@ -51,6 +52,7 @@ def forward(self:Dynamics,
     single=None,       # (B,) bool: separate images
     cache=None,        # TimeCache
     commit=True,       # keep these steps as past
+    paired=0,          # the last so many sequences see the past of the first ones
 ):                     # clean prediction (B, T, L, D), agent features (B, T, width) or None
     "Predict clean latents; with a task, also what the agent token has read."
     B, T, L, D = z.shape
@@ -61,7 +63,7 @@ def forward(self:Dynamics,
     x = torch.cat(parts, 2)
     world = x.shape[2] - (task is not None)
     h = self.net(x, (world, 1) if task is not None else (world,), keep=x.shape[2] - world + self.tokens,
-                 single=single, cache=cache, commit=commit)
+                 single=single, cache=cache, commit=commit, paired=paired)
     return self.out(h[:, :, :self.tokens]).view(B, T, L, D), h[:, :, -1] if task is not None else None
 
 # %% ../nbs/13_dynamics.ipynb #124f755f
@@ -72,20 +74,42 @@ def loss(self:Dynamics,
     action_mask=None,# (B, T)
     single=None,     # (B,)
     generator=None,  # torch.Generator
-    **kw,            # further arguments of shortcut_loss
-):                   # scalar, metrics
-    "Shortcut forcing loss of a window of latents."
+    task=None,       # (B,) long: also return agent features
+    count=None,      # sequences, from the first on, that train the video loss; None: all
+    target=bootstrap_target, # how large steps are taught
+):                   # scalar, metrics, agent features (B, T, width) or None
+    "Shortcut forcing loss of a window of latents, with agent features on request."
+    (B, T), levels, seen = latents.shape[:2], self.levels, {}
+    count = B if count is None else count
+    full = lambda n: torch.full((B, T), n, device=latents.device)
+    noise = torch.randn(latents.shape, generator=generator).to(latents)
+    held = corrupt(latents, levels.signal(full(levels.context_index)), noise)
     def f(z, i, e, rows=None):
-        pick = lambda t: t if t is None or rows is None else t[rows]
-        return self(z, i, e, pick(actions), pick(action_mask), single=pick(single))[0]
-    return shortcut_loss(f, latents, self.levels, generator, **kw)
+        n = len(z)
+        base = torch.arange(B if rows is None else 0, device=z.device) if rows is None else rows
+        both = torch.cat([base, torch.arange(n, device=z.device) if rows is None else rows])
+        pick = lambda t: None if t is None else t[both]
+        add = lambda t, new: torch.cat([t[base], new])
+        pred, h = self(add(held, z), add(full(levels.context_index), i), add(full(levels.finest), e), pick(actions),
+                       pick(action_mask), pick(task) if rows is None else None, pick(single), paired=n)
+        if rows is None: seen['h'] = None if h is None else h[:B]
+        return pred[len(base):]
+    def plain(z, i, e, rows=None):
+        pick = lambda t: None if t is None else t[:count] if rows is None else t[rows]
+        pred, _ = self(z, i, e, pick(actions), pick(action_mask), single=pick(single))
+        return pred
+    value, metrics = shortcut_loss(f if self.config.clean_past else plain, latents[:count], levels, generator, target=target,
+                                   floor=self.config.ramp_floor)
+    if task is not None and 'h' not in seen:
+        seen['h'] = self(held, full(levels.context_index), full(levels.finest), actions, action_mask, task, single)[1]
+    return value, metrics, seen.get('h')
 
 def dynamics_loss(model, batch, generator):
     "Loss function of the world-model stage for the training loop."
     T = batch['latents'].shape[1]
-    flow, metrics = model.loss(batch['latents'], batch['actions'][:, :T], batch['action_mask'][:, :T],
-                               batch.get('single'), generator)
-    return dict(shortcut=flow, metrics=metrics)
+    video, metrics, _ = model.loss(batch['latents'], batch['actions'][:, :T], batch['action_mask'][:, :T],
+                                   batch.get('single'), generator)
+    return dict(shortcut=video, metrics=metrics)
 
 # %% ../nbs/13_dynamics.ipynb #ea4b9d6f
 class Dream:

@@ -17,12 +17,15 @@ class Levels:
         context_signal:float=.9,    # signal level of past frames in generation, 1 is clean
         context_fraction:float=.5,  # share of training steps held at that level
         bootstrap_fraction:float=.25, # share of sequences that learn large steps from small ones
+        pure_noise:float=0.,        # share of steps that start from pure noise, beyond what the grid gives
+        own_context=False,          # the context level has an index of its own even where no step is held at it
     ):
         if k_max < 1 or k_max & (k_max - 1): raise ValueError(f'k_max={k_max} must be a power of two')
         self.k_max, self.context_signal, self.context_fraction = k_max, context_signal, context_fraction
         self.bootstrap_fraction = bootstrap_fraction if k_max > 1 else 0.
+        self.pure_noise = pure_noise
         self.finest = k_max.bit_length() - 1
-        trained = context_fraction > 0
+        trained = own_context or context_fraction > 0
         self.context_index = k_max if trained else min(k_max - 1, round(context_signal * k_max))
         self.values = torch.tensor([i / k_max for i in range(k_max)] + [context_signal])
 
@@ -45,6 +48,7 @@ def draw(self:Levels,
     step = torch.where(rows, coarse, self.finest)
     cells = 2 ** step                                       # grid points that d reaches
     signal = (rand(B, T) * cells).long() * (self.k_max // cells)
+    signal = signal.masked_fill(rand(B, T) < self.pure_noise, 0)
     held = rand(B, T) < self.context_fraction
     signal, step = signal.masked_fill(held, self.context_index), step.masked_fill(held, self.finest)
     return tuple(t.to(device) for t in (signal, step, rows & ~held))
@@ -71,7 +75,7 @@ def corrupt(z1,      # clean latents (B, T, ...)
     tau = signal.reshape(*signal.shape, *[1] * (z1.dim() - signal.dim())).to(z1.dtype)
     return (1 - tau) * noise + tau * z1
 
-def ramp(signal): return .9 * signal + .1   # equation 8
+def ramp(signal, floor=.1): return (1 - floor) * signal + floor   # equation 8
 
 # %% ../nbs/12_shortcut.ipynb #1d227e04
 @torch.no_grad()
@@ -101,7 +105,7 @@ def shortcut_loss(f,         # f(z, signal_index, step_index, rows=None) -> clea
                   drawn=None,     # (signal_index, step_index, bootstrap) to use instead of drawing
                   weight=None,    # (B, T) further weight, e.g. which sequences count
                   target=bootstrap_target, # how large steps are taught
-                  ramp=ramp,      # weight by signal level
+                  floor=.1,       # weight of pure noise in the ramp (equation 8); 1 weighs all levels alike
                  ):          # loss (scalar), metrics
     "Shortcut forcing loss in x-space (equations 6 to 8)."
     B, T = z1.shape[:2]
@@ -116,7 +120,7 @@ def shortcut_loss(f,         # f(z, signal_index, step_index, rows=None) -> clea
         pick = boot[rows].reshape(len(rows), T, *[1] * (z1.dim() - 2))
         goal = z1.clone(); goal[rows] = torch.where(pick, taught, z1[rows])
     error = (f(z, signal_index, step_index) - goal).pow(2).flatten(2).mean(2)
-    w = ramp(signal) if weight is None else ramp(signal) * weight
+    w = ramp(signal, floor) if weight is None else ramp(signal, floor) * weight
     mean = lambda sel: (error.detach() * sel).sum() / sel.sum().clamp(min=1)
     metrics = dict(flow_mse=mean((~boot).float()), bootstrap_mse=mean(boot.float()), from_noise_mse=mean((signal_index == 0).float()))
     return (w * error).sum() / (w > 0).sum().clamp(min=1), metrics

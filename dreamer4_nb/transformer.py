@@ -29,7 +29,7 @@ class SwiGLU(nn.Module):
 # %% ../nbs/10_transformer.ipynb #e155a29b
 def rotary(x,          # queries or keys (..., T, head_dim)
            positions,  # time steps (T,)
-           base:float=1000.,  # longest wavelength is about 2 pi base steps
+           base:float=100.,  # longest wavelength is about 2 pi base steps
           ):           # the same shape, rotated
     "Rotary position embedding over the second-last dimension (RoPE)."
     half = x.shape[-1] // 2
@@ -57,9 +57,8 @@ def attend(q,              # queries (N, H, Lq, head_dim)
     if mask is not None: logits = logits.masked_fill(~mask, -torch.inf)
     return logits.softmax(-1) @ v
 
-# %% ../nbs/10_transformer.ipynb #81362110
-import os
-LOCAL_GAIN = float(os.environ.get('LG', 2.))
+# %% ../nbs/10_transformer.ipynb #15e4b4ed
+LOCAL_GAIN = 2.   # how much sharper than by chance a local start attends
 
 class Attention(nn.Module):
     "Projections, QK-norm and output of one attention layer."
@@ -79,8 +78,9 @@ class Attention(nn.Module):
         self.kv = nn.Linear(width, 2 * self.hkv * self.d, bias=False)
         self.out = nn.Linear(self.h * self.d, width, bias=False)
         self.q_norm, self.k_norm = nn.RMSNorm(self.d, eps=1e-6), nn.RMSNorm(self.d, eps=1e-6)
-        if local_start and self.h == self.hkv:
-            self.kv.weight.data[:len(self.q.weight)] = self.q.weight.data
+        if local_start:
+            keys = self.kv.weight.data[:self.hkv * self.d].view(self.hkv, self.d, width)
+            self.q.weight.data.copy_(keys.repeat_interleave(self.h // self.hkv, 0).flatten(0, 1))
             self.q_norm.weight.data *= LOCAL_GAIN
 
     def project(self, xq, x):
@@ -132,6 +132,7 @@ class TimeAttention(Attention):
         single=None,   # (B,) True: this window is a set of separate images, no look back
         cache=None,    # TimeCache: go on from its past (T steps at first, then one at a time)
         layer=0,       # which buffer of the cache is ours
+        paired=0,      # the last so many sequences see the past of the first ones instead of their own
     ):                 # (B, T, S, C)
         B, T, S, _ = x.shape
         fold = lambda t: t.permute(2, 0, 3, 1, 4).flatten(0, 1)        # (S*B, heads, T, head_dim)
@@ -142,11 +143,23 @@ class TimeAttention(Attention):
         else:
             if cache is not None: self._fill(k, v, cache, layer)
             mask = None if T <= context else window_mask(T, context, x.device)
-            o = attend(q, k, v, mask=mask, causal=mask is None and T > 1, soft_cap=self.soft_cap)
+            look = lambda *qkv: attend(*qkv, mask=mask, causal=mask is None and T > 1, soft_cap=self.soft_cap)
+            o = self._paired(q, k, v, B, S, paired, context, look) if paired else look(q, k, v)
             if single is not None and single.any():
                 own = v.repeat_interleave(self.h // self.hkv, 1)
                 o = torch.where(single.repeat(S)[:, None, None, None], own, o)
         return self.out(o.unflatten(0, (S, B)).permute(1, 3, 0, 2, 4).reshape(B, T, S, -1))
+
+    def _paired(self, q, k, v, B, S, n, context, look):
+        q, k, v = (t.unflatten(0, (S, B)) for t in (q, k, v))
+        first, last = slice(0, B - n), slice(B - n, B)
+        join = lambda t: torch.cat([t[:, :n], t[:, last]], -2).flatten(0, 1)
+        T = q.shape[-2]
+        own = torch.eye(T, dtype=torch.bool, device=q.device)
+        mask = torch.cat([window_mask(T, context, q.device) & ~own, own], 1)
+        seen = attend(q[:, last].flatten(0, 1), join(k), join(v), mask=mask, soft_cap=self.soft_cap).unflatten(0, (S, n))
+        own_past = look(*(t[:, first].flatten(0, 1) for t in (q, k, v))).unflatten(0, (S, B - n))
+        return torch.cat([own_past, seen], 1).flatten(0, 1)
 
     def _step(self, q, k, v, cache, layer):
         if q.shape[2] != 1: raise ValueError(f'a filled cache takes one step at a time, got {q.shape[2]}')
@@ -226,19 +239,20 @@ def forward(self:Transformer,
     single=None,  # (B,) True: separate images, no look back
     cache=None,   # TimeCache: go on from its past
     commit=True,  # count these steps as past (False: try a step, the next call overwrites it)
+    paired=0,     # the last so many sequences see the past of the first ones instead of their own
 ):                # (B, T, keep or S, C)
     "Run all layers; see `TimeCache` for frame by frame use."
     groups, keep = groups or (x.shape[2],), keep or x.shape[2]
     last_space = self.kinds.rfind('s')
     for i, layer in enumerate(self.layers):
         kw = dict(groups=groups) if layer.kind == 's' else dict(
-            context=self.context, single=single, cache=cache, layer=i)
+            context=self.context, single=single, cache=cache, layer=i, paired=paired)
         if i == last_space: kw['keep'] = keep
         x = recompute(layer, x, use_reentrant=False, **kw) if self.checkpoint and self.training else layer(x, **kw)
     if cache is not None and commit: cache.steps += x.shape[1] if 't' in self.kinds else 0
     return self.norm(x[:, :, -keep:])
 
-# %% ../nbs/10_transformer.ipynb #8b25d06a
+# %% ../nbs/10_transformer.ipynb #345d93a4
 def grid_positions(rows:int, cols:int,  # tokens along height and width
                    width:int,           # channels, a multiple of 4
                    extent=(8, 8),       # the plane's height and width in units of the wavelengths
