@@ -398,9 +398,10 @@ def laptop()->Config: # minutes on two cores
         tokenizer_training=StageConfig(steps=2000, batch_size=16, length=((1, 9), (8, 1)), lr=1e-3, decay=0.4, ema=0.995),
         # a row of eight latents per token; all signal levels weigh alike, since what an action does is learned from noise
         dynamics=DynamicsConfig(packing=8, ramp_floor=1., pure_noise=0.3),
-        dynamics_training=StageConfig(steps=3200, batch_size=4, length=16, lr=2e-3, decay=0.5, ema=0.995, single_image_fraction=0.1),
+        dynamics_training=StageConfig(steps=2400, batch_size=4, length=16, lr=2e-3, decay=0.5, ema=0.995, single_image_fraction=0.1),
         agent=AgentConfig(), agent_training=StageConfig(steps=900, batch_size=8, length=16, lr=7e-4, decay=0.7, ema=0.99, relevant_fraction=0.5),
-        imagination=ImaginationConfig(contexts=64, iterations=40, value_warmup=8))
+        imagination=ImaginationConfig(contexts=64, iterations=40, value_warmup=8),
+        evaluation=EvaluationConfig(validation_worlds=64, test_worlds=64))
 
 # %% ../nbs/00_config.ipynb #2e0b038e
 def gpu()->Config: # hours on one graphics card
