@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['UNITS', 'INK', 'MUTED', 'PALE', 'COLORS', 'BASES', 'HISTORY', 'RUN_FORMAT', 'RUN_VERSION', 'STYLE', 'SECTIONS',
-           'split_name', 'in_order', 'verdict', 'plot_losses', 'plot_grid', 'plot_reconstructions', 'plot_rollout',
-           'plot_rollout_psnr', 'plot_advantages', 'plot_history', 'plot_imagined_real', 'plot_policies', 'plot_stages',
-           'plot_film', 'read_json', 'read_arrays', 'Page', 'attempt', 'at_a_glance', 'policies_section',
-           'ladder_section', 'films_section', 'imagination_section', 'rollouts_section', 'tokenizer_section',
-           'losses_section', 'stages_section', 'run_section', 'write_report']
+           'PAGE', 'split_name', 'in_order', 'verdict', 'plot_losses', 'plot_grid', 'plot_reconstructions',
+           'plot_rollout', 'plot_rollout_psnr', 'plot_advantages', 'plot_history', 'plot_imagined_real',
+           'plot_policies', 'plot_stages', 'plot_film', 'read_json', 'read_arrays', 'Page', 'attempt', 'at_a_glance',
+           'policies_section', 'ladder_section', 'films_section', 'imagination_section', 'rollouts_section',
+           'tokenizer_section', 'losses_section', 'stages_section', 'run_section', 'write_report']
 
 # %% ../nbs/41_report.ipynb #701ad309
 import base64, html, io, json, math, os, re
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullLocator
 from .training import read_log
 from .evaluation import FORMS, describe, ladder, mean_interval, paired_difference, save_film
@@ -85,13 +86,17 @@ def _panels(rows=1, width=4.2, height=2.4, **kwargs):
         ax.tick_params(labelsize=8, color=PALE, labelcolor=MUTED); ax.grid(axis='y', color='#edf0f3', lw=.8); ax.set_axisbelow(True)
     return fig, axs
 
+def _curve(xy, color): return dict(color=color, lw=1.4, ms=3, marker='o' if len(xy) < 3 else None)
+
 def _log_ticks(ax):
     low, high = ax.get_ylim(); decades = math.log10(high/low)
-    ax.yaxis.set_major_locator(LogLocator(subs=(1,) if decades > 2.5 else (1, 2, 5) if decades > .6 else (1, 1.5, 2, 3, 4, 5, 6, 8)))
+    subs = (1,) if decades > 2.5 else (1, 2, 5) if decades > .6 else (1, 1.5, 2, 3, 4, 5, 6, 8)
+    ax.yaxis.set_major_locator(LogLocator(subs=subs))
     ax.yaxis.set_minor_locator(NullLocator()); ax.yaxis.set_major_formatter('{x:g}')
 
 def _words(ax, title='', x='', y=''):
-    ax.set_title(title, fontsize=9, loc='left', color=INK); ax.set_xlabel(x, fontsize=8, color=MUTED); ax.set_ylabel(y, fontsize=8, color=MUTED)
+    ax.set_title(title, fontsize=9, loc='left', color=INK)
+    ax.set_xlabel(x, fontsize=8, color=MUTED); ax.set_ylabel(y, fontsize=8, color=MUTED)
 
 # %% ../nbs/41_report.ipynb #37621980
 _NOT_TERMS = ('step', 'seconds', 'loss', 'learning_rate', 'frames_per_second', 'gradient_norm', 'psnr')
@@ -111,7 +116,7 @@ def plot_losses(
     fig, (ax,) = _panels(width=3.2, height=2.2)
     for k,c in zip(_terms(rows, stage, most), COLORS):
         xy = [(r['step'], r[k]) for r in rows if isinstance(r.get(k), (int, float)) and r[k] > 0]
-        if xy: ax.plot(*zip(*xy), color=c, lw=1.4, label=_TERM_NAMES.get(k, k.replace('_', ' ')), marker='o' if len(xy) < 3 else None, ms=3)
+        if xy: ax.plot(*zip(*xy), label=_TERM_NAMES.get(k, k.replace('_', ' ')), **_curve(xy, c))
     ax.set_yscale('log'); _log_ticks(ax); _words(ax, stage, 'step')
     ax.legend(fontsize=7.5, frameon=False, labelcolor=INK)
     return fig
@@ -130,20 +135,21 @@ def plot_grid(
     left, cell, head = .85, .57, .2 if len(titles) else .08   # inches
     W, H = left + cell*wrap, lines*(per*cell + head)
     fig = Figure(figsize=(W, H), dpi=100)
+    ax = fig.add_axes((0, 0, 1, 1), xlim=(0, W), ylim=(0, H)); ax.axis('off'); words = dict(color=INK, va='center', fontsize=7.5)
     for t in range(T):
-        line, col = divmod(t, wrap)
+        line, col = divmod(t, wrap); x, top = left + col*cell, H - line*(per*cell + head) - head
+        if t < len(titles): ax.text(x + .47*cell, top + .07, titles[t], **words | dict(ha='center', fontsize=7, color=MUTED))
         for r,(label,frames) in enumerate(rows.items()):
-            y = H - (line + 1)*head - (line*per + r + 1)*cell
-            if col == 0: fig.text((left - .05)/W, (y + cell/2)/H, label, ha='right', va='center', fontsize=7.5, color=INK, linespacing=1.1)
-            if t >= len(frames): continue
-            ax = fig.add_axes(((left + col*cell)/W, y/H, .95*cell/W, .95*cell/H)); _picture(ax, frames[t], t < context)
-            if r == 0 and t < len(titles): ax.set_title(titles[t], fontsize=7, pad=2, color=MUTED)
+            y = top - (r + 1)*cell
+            if col == 0: ax.text(left - .05, y + .5*cell, label, ha='right', **words)
+            if t < len(frames): _picture(ax, frames[t], x, y, .95*cell, t < context)
+    ax.set(xlim=(0, W), ylim=(0, H), aspect='auto')
     return fig
 
-# %% ../nbs/41_report.ipynb #66baf873
-def _picture(ax, frame, framed=False):
-    ax.imshow(_rgb(frame), interpolation='nearest'); ax.set_xticks([]); ax.set_yticks([])
-    for s in ax.spines.values(): s.set(color='#e07b39', lw=1.6) if framed else s.set_visible(False)
+# %% ../nbs/41_report.ipynb #27a1e3f3
+def _picture(ax, frame, x, y, size, framed=False):
+    ax.imshow(_rgb(frame), interpolation='nearest', extent=(x, x + size, y, y + size))
+    if framed: ax.add_patch(Rectangle((x, y), size, size, fill=False, ec='#e07b39', lw=1.6))
 
 def plot_reconstructions(
     truth,          # frames (n,3,H,W) uint8
@@ -166,18 +172,20 @@ def plot_rollout(
     "One imagined rollout beside the truth; given frames are framed."
     first = max(context - shown, 0)
     titles = ['given' if t < context else f'{t - context + 1}' for t in range(first, len(truth))]
-    rows = {'truth': truth[first:], 'imagined,\ntrue actions': true_actions[first:], 'imagined,\nother actions': other_actions[first:]}
-    return plot_grid(rows, titles, context=context - first)
+    rows = {'truth': truth, 'imagined,\ntrue actions': true_actions, 'imagined,\nother actions': other_actions}
+    return plot_grid({k: v[first:] for k,v in rows.items()}, titles, context=context - first)
 
 # %% ../nbs/41_report.ipynb #11b5f4df
 def plot_rollout_psnr(
     by_step, # {'psnr', 'repeat_last', 'shuffled'}: dB per imagined step; 'reconstruction' too, where it is known
 )->Figure:
     "PSNR of imagined steps against the controls."
-    lines = dict(reconstruction=('truth through the tokenizer', PALE, '-'), psnr=('true actions', '#2a6fbb', '-'), shuffled=('shuffled actions', '#e07b39', '-'), repeat_last=('last frame repeated', MUTED, '--'))
+    lines = dict(reconstruction=('truth through the tokenizer', PALE, '-'), psnr=('true actions', '#2a6fbb', '-'),
+                 shuffled=('shuffled actions', '#e07b39', '-'), repeat_last=('last frame repeated', MUTED, '--'))
     fig, (ax,) = _panels()
     for k,(label,color,style) in lines.items():
-        if k in by_step: ax.plot(range(1, len(by_step[k]) + 1), by_step[k], style, color=color, lw=1.6, marker='o', ms=2.5, label=label)
+        y = by_step.get(k, [])
+        if len(y): ax.plot(range(1, len(y) + 1), y, style, color=color, lw=1.6, marker='o', ms=2.5, label=label)
     _words(ax, 'PSNR of imagined frames', 'imagined step', 'dB'); ax.legend(fontsize=7.5, frameon=False, labelcolor=INK)
     return fig
 
@@ -193,7 +201,7 @@ def plot_advantages(
     bins = np.linspace(-edge, edge, 41)     # an edge at zero
     for part,color,side,at in ((a[a < 0], '#e07b39', '$D^-$', .02), (a[a >= 0], '#2a6fbb', '$D^+$', .98)):
         ax.hist(part.clip(-edge, edge), bins, color=color)
-        ax.text(at, .9, f'{side}  {len(part)/len(a):.0%}', color=color, transform=ax.transAxes, ha='left' if at < .5 else 'right', fontsize=10)
+        ax.text(at, .9, f'{side}  {len(part)/len(a):.0%}', color=color, transform=ax.transAxes, ha='left' if at < .5 else 'right')
     ax.set_ylim(0, 1.2*ax.get_ylim()[1]); ax.locator_params('x', nbins=7)
     ax.axvline(0, color=INK, lw=.8); _words(ax, title, 'advantage', 'dreamed steps')
     return fig
@@ -212,7 +220,7 @@ def plot_history(
     for ax,(title,keys) in zip(axs, panels):
         for k,c in zip(keys, COLORS):
             xy = [(i, row[k]) for i,row in enumerate(history, 1) if row.get(k) is not None]
-            if xy: ax.plot(*zip(*xy), color=c, lw=1.4, label=k, marker='o' if len(xy) < 3 else None, ms=3)
+            if xy: ax.plot(*zip(*xy), label=k, **_curve(xy, c))
         if len(keys) > 1: ax.legend(fontsize=7, frameon=False, labelcolor=INK, ncols=2)
         if keys == ('positive',): ax.axhline(.5, color=PALE, lw=1, ls='--'); ax.set_ylim(0, 1)
         _words(ax, title)
@@ -226,15 +234,16 @@ def plot_imagined_real(
 )->Figure:
     "Imagined against real returns, with the line where they agree."
     a, b = np.asarray(imagined, float).ravel(), np.asarray(real, float).ravel()
-    fig, (ax,) = _panels(height=3 if len(a) == len(b) else 2.4)
+    fig, (ax,) = _panels(height=3 if len(a) == len(b) else 2.4); title = f'means: imagined {a.mean():.2f}, real {b.mean():.2f}'
     if len(a) == len(b):
         ends = [min(a.min(), b.min(), 0), max(a.max(), b.max())]
         ax.plot(ends, ends, color=PALE, lw=1, ls='--'); ax.scatter(a, b, s=14, alpha=.45, color='#2a6fbb', lw=0)
-        _words(ax, f'means: imagined {a.mean():.2f}, real {b.mean():.2f}', 'imagined return', 'real return')
+        _words(ax, title, 'imagined return', 'real return')
     else:
         bins = np.linspace(min(a.min(), b.min()), max(a.max(), b.max()) + 1e-6, 24)
-        for x,label,c in ((a, 'imagined', '#2a6fbb'), (b, 'real', '#e07b39')): ax.hist(x, bins, density=True, histtype='step', lw=1.5, color=c, label=label)
-        _words(ax, f'means: imagined {a.mean():.2f}, real {b.mean():.2f}', 'return', 'density'); ax.legend(fontsize=7.5, frameon=False)
+        for x,label,c in ((a, 'imagined', '#2a6fbb'), (b, 'real', '#e07b39')):
+            ax.hist(x, bins, density=True, histtype='step', lw=1.5, color=c, label=label)
+        _words(ax, title, 'return', 'density'); ax.legend(fontsize=7.5, frameon=False)
     return fig
 
 # %% ../nbs/41_report.ipynb #26b40602
@@ -253,7 +262,8 @@ def plot_policies(
         ax.text(s['mean'] + half + .02*most, i, f"{s['mean']:.{_digits(most)}f}", va='center', fontsize=8, color=INK)
     ax.set_yticks(range(len(names)), [describe(n) for n in names], fontsize=8, color=INK); ax.tick_params(axis='y', length=0)
     ax.grid(axis='y', visible=False); _words(ax, '', f'{unit} per episode'); ax.margins(y=.02)
-    ax.set_xlim(min(0, *(s['mean'] if s['low'] is None else s['low'] for s in stats)), 1.18*max(most, *(s['high'] or 0 for s in stats)))
+    ends = [s[k] for s in stats for k in ('mean', 'low', 'high') if s[k] is not None]
+    ax.set_xlim(min(0, *ends), 1.18*max(most, *ends))
     return fig
 
 # %% ../nbs/41_report.ipynb #9fda8269
@@ -311,7 +321,7 @@ class Page:
         run_dir, # folder of a run
     ):
         self.run_dir = Path(run_dir)
-        if not self.run_dir.is_dir(): raise FileNotFoundError(f'{run_dir}: no such folder; give the folder of a run, as `dreamer4_demo` makes it')
+        if not self.run_dir.is_dir(): raise FileNotFoundError(f'{run_dir}: no such folder; give a folder that `dreamer4_demo` made')
         self.figures = self.run_dir/'figures'; self.figures.mkdir(exist_ok=True)
         self.run, self.results = [self._or_empty(n) for n in ('run.json', 'results.json')]
         if self.run and self.run.get('version') != RUN_VERSION:
@@ -339,7 +349,7 @@ def figure(self:Page,
     fig,  # a Figure
     alt,  # what it shows, for those who cannot see it
     css='', # class of the figure: 'wide' for grids of pictures
-    dpi=170,
+    dpi=150,
 )->str:   # HTML
     "Keep a figure as a PNG and embed it."
     out = io.BytesIO(); fig.savefig(out, format='png', dpi=dpi, facecolor='white')
@@ -351,7 +361,8 @@ def _row(*figures): return f'<div class="row n{len(figures)}">{"".join(figures)}
 
 def _table(head, rows, css=''):
     line = lambda cells, tag: '<tr>' + ''.join(f'<{tag}>{c}</{tag}>' for c in cells) + '</tr>'
-    return f'<div class="scroll"><table class="{css}"><thead>{line(head, "th")}</thead><tbody>{"".join(line(r, "td") for r in rows)}</tbody></table></div>'
+    body = ''.join(line(r, 'td') for r in rows)
+    return f'<div class="scroll"><table class="{css}"><thead>{line(head, "th")}</thead><tbody>{body}</tbody></table></div>'
 
 # %% ../nbs/41_report.ipynb #1245efe6
 def attempt(
@@ -368,11 +379,14 @@ def attempt(
 def _tiles(page):
     "What the tiles say: label, value, aim, whether it is met."
     r, roll = page.results, page.results.get('rollout') or {}
-    if r.get('tokenizer_psnr') is not None: yield 'tokenizer, held-out frames', f"{r['tokenizer_psnr']:.1f} dB", '32 dB', r['tokenizer_psnr'] >= 32
-    for k,label in (('repeat_last', 'imagined frames, above repeating the last'), ('shuffled', 'imagined frames, above shuffled actions')):
-        if roll.get('psnr') is not None and roll.get(k) is not None: yield label, f'{roll["psnr"] - roll[k]:+.1f} dB', '+2 dB', roll['psnr'] - roll[k] >= 2
+    psnr, dream = r.get('tokenizer_psnr'), roll.get('psnr')
+    if psnr is not None: yield 'tokenizer, held-out frames', f'{psnr:.1f} dB', '32 dB', psnr >= 32
+    for k,label in (('repeat_last', 'above repeating the last'), ('shuffled', 'above shuffled actions')):
+        if dream is None or roll.get(k) is None: continue
+        yield f'imagined frames, {label}', f'{dream - roll[k]:+.1f} dB', '+2 dB', dream - roll[k] >= 2
     a, b, at, bt = [_returns(r, n) for n in ('imagination', 'bc', 'imagination_tempered', 'bc_tempered')]
-    if a and b and np.mean(b) > 0: yield 'imagination against the clone, both sampled', f'{np.mean(a)/np.mean(b):.2f}×', '1.5×', np.mean(a) >= 1.5*np.mean(b)
+    ratio = np.mean(a)/np.mean(b) if a and b and np.mean(b) > 0 else None
+    if ratio is not None: yield 'imagination against the clone, both sampled', f'{ratio:.2f}×', '1.5×', ratio >= 1.5
     if at and bt and len(at) == len(bt):
         d = paired_difference(at, bt); digits = _digits(np.mean(at), np.mean(bt))
         yield 'the same, both at their best temperature', f"{d['mean']:+.{digits}f}", 'interval above 0', (d['low'] or 0) > 0
@@ -382,8 +396,9 @@ def _tiles(page):
 def at_a_glance(page)->str:
     "Tiles with the figures that decide, and the aims of the main job."
     aims = page.run.get('size') == 'laptop' and page.task == 'collect_wood'
-    mark = lambda aim, met: f'<i class="{"met" if met else "missed"}">aim {aim}: {"met" if met else "missed"}</i>' if aims else ''
-    tiles = [f'<div class="tile"><b>{value}</b><span>{label}</span>{mark(aim, met)}</div>' for label,value,aim,met in _tiles(page)]
+    mark = lambda aim, word: f'<i class="{word}">aim {aim}: {word}</i>' if aims else ''
+    tiles = [f'<div class="tile"><b>{value}</b><span>{label}</span>{mark(aim, "met" if met else "missed")}</div>'
+             for label,value,aim,met in _tiles(page)]
     return f'<div class="tiles">{"".join(tiles)}</div>' if tiles else ''
 
 # %% ../nbs/41_report.ipynb #e18fea31
@@ -394,11 +409,15 @@ def _interval(s, d): return 'one world' if s['low'] is None else f"[{_number(s['
 def _policy_row(name, policies, reference, d):
     returns, temperature = policies[name]['returns'], policies[name].get('temperature')
     s, base = mean_interval(returns), split_name(name)[0]
-    against = paired_difference(returns, reference) if reference and name != 'bc_tempered' and len(returns) == len(reference) else None
     dot = f'<span class="dot" style="background:{BASES.get(base, COLORS[3])}"></span>'
-    return (dot + html.escape(describe(name)), f"<b>{_number(s['mean'], d)}</b>", _interval(s, d),
-            '' if against is None else f"{_number(against['mean'], d, '+')} <span class=\"unbroken\">{_interval(against, d)}</span>", '' if temperature is None else f'{temperature:g}')
+    against = ''
+    if reference and name != 'bc_tempered' and len(returns) == len(reference):
+        diff = paired_difference(returns, reference)
+        against = f"{_number(diff['mean'], d, '+')} <span class=\"unbroken\">{_interval(diff, d)}</span>"
+    return (dot + html.escape(describe(name)), f"<b>{_number(s['mean'], d)}</b>", _interval(s, d), against,
+            '' if temperature is None else f'{temperature:g}')
 
+# %% ../nbs/41_report.ipynb #f803bd9c
 def policies_section(page)->str:
     "The policies side by side."
     policies = {n: p for n,p in page.results.get('policies', {}).items() if p.get('returns')}
@@ -407,23 +426,30 @@ def policies_section(page)->str:
     count = worlds.get('test') or len(next(iter(policies.values()))['returns'])
     text = f'{unit.capitalize()} per episode in the true world, on {count} test worlds that are the same for all.'
     if worlds.get('validation'): text += f" Best temperatures were chosen on {worlds['validation']} other worlds."
-    head, d = ('policy', 'mean', '95% interval', 'against the clone at its best temperature', 'temperature'), _digits(*(np.mean(p['returns']) for p in policies.values()))
+    head = 'policy', 'mean', '95% interval', 'against the clone at its best temperature', 'temperature'
+    d = _digits(*(np.mean(p['returns']) for p in policies.values()))
     rows = [_policy_row(n, policies, _returns(page.results, 'bc_tempered'), d) for n in in_order(policies)]
-    return _p(text) + _row(page.figure('policies', plot_policies(policies, unit), 'mean return of each policy')) + _table(head, rows, 'numbers policies')
+    figure = page.figure('policies', plot_policies(policies, unit), 'mean return of each policy')
+    return _p(text) + _row(figure) + _table(head, rows, 'numbers policies')
 
-# %% ../nbs/41_report.ipynb #5849c3aa
+# %% ../nbs/41_report.ipynb #1ad8e7b1
 def _ladders(results):
     each = {n: ladder(p['achievements']) for n,p in results.get('policies', {}).items() if p.get('achievements')}
     return {rung: {n: shares[rung] for n,shares in each.items()} for rung in next(iter(each.values()), ())}
 
+def _share(s):
+    if not s: return '' if s is None else '<span class="none">0</span>'
+    return f'<span class="share" style="background:rgba(42,111,187,{.75*s:.2f})">{s:.0%}</span>'
+
+# %% ../nbs/41_report.ipynb #5f7ea76b
 def ladder_section(page)->str:
     "The achievement ladder: the share of episodes that reach each rung."
     shares = page.results.get('ladder') or (_ladders(page.results) if page.task == 'tools' else None)
     if not shares: return ''
     names = in_order(dict.fromkeys(n for row in shares.values() for n in row))
-    cell = lambda s: '' if s is None else '<span class="none">0</span>' if s == 0 else f'<span class="share" style="background:rgba(42,111,187,{.75*s:.2f})">{s:.0%}</span>'
-    rows = [(html.escape(str(rung).replace('_', ' ')), *(cell(row.get(n)) for n in names)) for rung,row in shares.items()]
-    return _p('Share of episodes in which each rung of the ladder was reached.') + _table(('rung', *map(describe, names)), rows, 'numbers ladder')
+    rows = [(html.escape(str(rung).replace('_', ' ')), *(_share(row.get(n)) for n in names)) for rung,row in shares.items()]
+    text = 'Share of episodes in which each rung of the ladder was reached.'
+    return _p(text) + _table(('rung', *map(describe, names)), rows, 'numbers ladder')
 
 def films_section(page)->str:
     "Films of episodes."
@@ -434,17 +460,19 @@ def films_section(page)->str:
         label = describe(name).removesuffix(', sampled')
         page.figure(f'film_{name}', plot_film(films[name], label.replace(', ', ',\n')), name)
         gif = save_film(films[name], page.figures/f'film_{name}.gif', scale=1).read_bytes()
-        shown.append(f'<figure>{_img(gif, "gif", f"an episode played by {label}", "pixels")}<figcaption>{html.escape(label)}</figcaption></figure>')
+        img = _img(gif, 'gif', f'an episode played by {label}', 'pixels')
+        shown.append(f'<figure>{img}<figcaption>{html.escape(label)}</figcaption></figure>')
     return _p('One episode of each, in the same world.') + f'<div class="films">{"".join(shown)}</div>'
 
-# %% ../nbs/41_report.ipynb #61f09392
+# %% ../nbs/41_report.ipynb #b566fa24
 def _history(page):
     history = read_json(page.run_dir/'imagination'/'history.json')
-    return page.figure('imagination_history', plot_history(history), 'imagined reward, value, entropy, KL and share of positive advantages over the iterations')
+    return page.figure('imagination_history', plot_history(history), 'reward, value, entropy, KL and share of positive advantages')
 
 def _advantages(page, which):
     a = read_arrays(page.run_dir/'imagination'/'advantages.npz')[which]
-    return page.figure(f'advantages_{which}', plot_advantages(a, f'advantages, {which} policy iteration'), f'advantages of the {which} iteration')
+    title = f'advantages, {which} policy iteration'
+    return page.figure(f'advantages_{which}', plot_advantages(a, title), title)
 
 def _imagined_real(page):
     pair = page.results.get('imagined_vs_real')
@@ -458,11 +486,13 @@ def imagination_section(page)->str:
     right = [attempt(_advantages, page, 'first'), attempt(_advantages, page, 'last'), attempt(_imagined_real, page)]
     return _p(text) + _row(attempt(_history, page), f'<div class="stack">{"".join(right)}</div>')
 
-# %% ../nbs/41_report.ipynb #d87cfe09
+# %% ../nbs/41_report.ipynb #ad47c17c
 def _rollouts(page, most=2):
-    a, alt = read_arrays(page.run_dir/'evaluation'/'pictures.npz'), 'frames of a rollout: truth, imagined under true actions, imagined under other actions'
-    rows = [[a[f'rollout_{k}'][i] for k in ('truth', 'true_actions', 'other_actions')] for i in range(min(most, len(a['rollout_truth'])))]
-    return _row(*(page.figure(f'rollout_{i}', plot_rollout(*r, int(a['context'])), alt) for i,r in enumerate(rows, 1)))
+    a, figures = read_arrays(page.run_dir/'evaluation'/'pictures.npz'), []
+    for i in range(min(most, len(a['rollout_truth']))):
+        rows = [a[f'rollout_{k}'][i] for k in ('truth', 'true_actions', 'other_actions')]
+        figures.append(page.figure(f'rollout_{i + 1}', plot_rollout(*rows, int(a['context'])), 'imagined frames below true ones'))
+    return _row(*figures)
 
 def rollouts_section(page)->str:
     "Imagined rollouts beside the truth."
@@ -476,16 +506,18 @@ def rollouts_section(page)->str:
 
 def _reconstructions(page):
     a = read_arrays(page.run_dir/'evaluation'/'pictures.npz')
-    return _row(page.figure('reconstructions', plot_reconstructions(a['truth'], a['reconstruction'], a.get('masked')), 'frames above their reconstructions', 'wide'))
+    fig = plot_reconstructions(a['truth'], a['reconstruction'], a.get('masked'))
+    return _row(page.figure('reconstructions', fig, 'frames above their reconstructions', 'wide'))
 
 def tokenizer_section(page)->str:
     "Reconstructions beside the truth."
     t = page.results.get('tokenizer') or {}
-    said = [f'{label} {t[k]:{form}}' for k,label,form in (('psnr', 'PSNR in dB:', '.1f'), ('ssim', 'SSIM:', '.3f'),
-            ('tree_recall', 'share of trees that are still there:', '.1%'), ('tree_precision', 'share of reconstructed trees that are real:', '.1%')) if t.get(k) is not None]
+    known = dict(psnr=('PSNR in dB:', '.1f'), ssim=('SSIM:', '.3f'), tree_recall=('share of trees that are still there:', '.1%'),
+                 tree_precision=('share of reconstructed trees that are real:', '.1%'))
+    said = [f'{label} {t[k]:{form}}' for k,(label,form) in known.items() if t.get(k) is not None]
     return _p('Held-out frames through the bottleneck. ' + '; '.join(said) + ('.' if said else '')) + attempt(_reconstructions, page)
 
-# %% ../nbs/41_report.ipynb #9dedea94
+# %% ../nbs/41_report.ipynb #8a93f61c
 def losses_section(page)->str:
     "Loss curves of the three trained stages."
     figures, notes = [], []
@@ -507,11 +539,14 @@ def stages_section(page)->str:
     stages = page.run.get('stages')
     if not stages: raise FileNotFoundError('run.json holds no stages')
     page.figure('stages', plot_stages(stages), 'minutes of each stage')
-    minutes = {n: s.get('minutes') or 0. for n,s in stages.items()}; total = sum(minutes.values()); longest = max(minutes.values()) or 1.
+    minutes = {n: s.get('minutes') or 0. for n,s in stages.items()}; longest = max(minutes.values()) or 1.
     bar = lambda m: f'<span class="bar" style="width:{100*m/longest:.0f}%"></span>'
-    rows = [(html.escape(n), f'{minutes[n]:.1f}', f'{bar(minutes[n])}', f"{s['frames_per_second']:,.0f}" if s.get('frames_per_second') else '', html.escape(_stage_note(s))) for n,s in stages.items()]
-    return _table(('stage', 'minutes', '', 'frames per second', ''), [*rows, ('<b>together</b>', f'<b>{total:.1f}</b>', '', '', '')], 'stages')
+    rate = lambda s: f"{s['frames_per_second']:,.0f}" if s.get('frames_per_second') else ''
+    rows = [(html.escape(n), f'{minutes[n]:.1f}', bar(minutes[n]), rate(s), html.escape(_stage_note(s))) for n,s in stages.items()]
+    rows.append(('<b>together</b>', f'<b>{sum(minutes.values()):.1f}</b>', '', '', ''))
+    return _table(('stage', 'minutes', '', 'frames per second', ''), rows, 'stages')
 
+# %% ../nbs/41_report.ipynb #fbebbb2d
 def run_section(page)->str:
     "Machine, versions and configuration."
     if not page.run: raise FileNotFoundError('run.json is not there')
@@ -519,37 +554,69 @@ def run_section(page)->str:
     config = html.escape(json.dumps(page.run.get('config', {}), indent=1))
     return _table(('', ''), rows, 'plain') + f'<details><summary>configuration</summary><pre>{config}</pre></details>'
 
-# %% ../nbs/41_report.ipynb #c040d3e5
+# %% ../nbs/41_report.ipynb #f5530301
 STYLE = '''
-:root{color-scheme:light} *{box-sizing:border-box} body{margin:0;background:#f4f6f8;color:#1f2933;font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
-main{max-width:1040px;margin:0 auto;padding:28px 20px 60px} h1{font-size:15px;font-weight:600;color:#6b7785;margin:0 0 10px}
-.verdict{font-size:24px;line-height:1.4;font-weight:600;max-width:none;margin:0 0 20px;text-wrap:pretty} h2{font-size:19px;margin:0 0 6px} p{margin:0 0 14px;max-width:82ch}
-section{background:#fff;border:1px solid #e3e8ed;border-radius:10px;padding:20px 22px;margin:0 0 18px} section>:last-child{margin-bottom:0}
+:root{color-scheme:light} *{box-sizing:border-box}
+body{margin:0;background:#f4f6f8;color:#1f2933;font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
+main{max-width:1040px;margin:0 auto;padding:28px 20px 60px}
+h1{font-size:15px;font-weight:600;color:#6b7785;margin:0 0 10px}
+.verdict{font-size:24px;line-height:1.4;font-weight:600;max-width:none;margin:0 0 20px;text-wrap:pretty}
+h2{font-size:19px;margin:0 0 6px} p{margin:0 0 14px;max-width:82ch}
+section{background:#fff;border:1px solid #e3e8ed;border-radius:10px;padding:20px 22px;margin:0 0 18px}
+section>:last-child{margin-bottom:0}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(145px,1fr));gap:12px;margin:0 0 18px}
 .tile{background:#fff;border:1px solid #e3e8ed;border-radius:10px;padding:12px 14px;font-size:13px;line-height:1.35;color:#6b7785}
-.tile b{display:block;font-size:22px;color:#1f2933} .tile span,.tile i{display:block} .tile i{font-style:normal;margin-top:3px} .met{color:#2c7d55} .missed{color:#b8372f}
-.row{display:grid;gap:16px;margin:0 0 14px;align-items:start} .row.n1{justify-items:center} .row.n1 figure{max-width:470px;width:100%} .row.n1 figure.wide{max-width:560px} .row.n2{grid-template-columns:1fr 1fr} .row.n3{grid-template-columns:repeat(3,1fr)}
-.unbroken{white-space:nowrap} .ladder th,.ladder td{padding-right:5px} .ladder th{font-size:11px} .ladder{font-size:13px} .stack{display:grid;gap:14px} figure{margin:0} img{display:block;width:100%;height:auto} .pixels{image-rendering:pixelated}
-.films{display:grid;grid-template-columns:repeat(auto-fill,minmax(140px,1fr));gap:14px} figcaption{font-size:13px;color:#6b7785;margin-top:5px;line-height:1.3}
-.scroll{overflow-x:auto;margin:0 0 14px} table{border-collapse:collapse;font-size:14px;width:100%;font-variant-numeric:tabular-nums}
-th{font-weight:600;color:#6b7785;text-align:left;vertical-align:bottom;font-size:13px;line-height:1.3} th,td{padding:5px 12px 5px 0;border-bottom:1px solid #edf0f3} tbody tr:last-child td{border-bottom:0}
-td{white-space:nowrap} .numbers td:not(:first-child),.numbers th:not(:first-child),.stages td:nth-child(2),.stages td:nth-child(4),.stages th:nth-child(2),.stages th:nth-child(4){text-align:right}
-.stages td:nth-child(3){width:34%;min-width:70px} .bar{display:block;height:10px;border-radius:2px;background:#2a6fbb;min-width:1px} .stages td:last-child,.plain td{white-space:normal} .plain thead{display:none} .plain td:first-child{color:#6b7785;width:90px;vertical-align:top}
-.dot{display:inline-block;width:10px;height:10px;border-radius:50%;margin-right:8px} .share{display:block;padding:0 6px;border-radius:3px} .none{color:#c3cad3;padding-right:6px} .skipped{color:#6b7785;font-style:italic}
-details{font-size:14px} summary{cursor:pointer;color:#6b7785} pre{overflow-x:auto;font-size:12px;line-height:1.4;background:#f4f6f8;padding:12px;border-radius:6px}
-@media (max-width:680px){main{padding:16px 10px 40px} section{padding:16px 14px} .verdict{font-size:20px} .row.n2,.row.n3{grid-template-columns:1fr} .tiles{grid-template-columns:1fr 1fr} .films{grid-template-columns:1fr 1fr} table{font-size:13px} th{font-size:12px} th,td{padding-right:9px} .policies td:first-child{white-space:normal;line-height:1.25;min-width:100px;padding-left:17px;text-indent:-17px} .policies td{font-size:12px} .policies td,.policies th{padding-right:6px} .policies td:nth-child(4){white-space:normal} .dot{margin-right:7px} .row.n1{justify-items:stretch} .stages td:nth-child(3),.stages th:nth-child(3){display:none}}
+.tile b{display:block;font-size:22px;color:#1f2933} .tile span,.tile i{display:block}
+.tile i{font-style:normal;margin-top:3px} .met{color:#2c7d55} .missed{color:#b8372f}
+.row{display:grid;gap:16px;margin:0 0 14px;align-items:start} .row.n1{justify-items:center}
+.row.n1 figure{max-width:470px;width:100%} .row.n1 figure.wide{max-width:560px} .row.n2{grid-template-columns:1fr 1fr}
+.row.n3{grid-template-columns:repeat(3,1fr)} .unbroken{white-space:nowrap} .ladder th,.ladder td{padding-right:5px}
+.ladder th{font-size:11px} .ladder{font-size:13px} .stack{display:grid;gap:14px} figure{margin:0}
+img{display:block;width:100%;height:auto} .pixels{image-rendering:pixelated}
+.films{display:grid;grid-template-columns:repeat(auto-fill,minmax(140px,1fr));gap:14px}
+figcaption{font-size:13px;color:#6b7785;margin-top:5px;line-height:1.3} .scroll{overflow-x:auto;margin:0 0 14px}
+table{border-collapse:collapse;font-size:14px;width:100%;font-variant-numeric:tabular-nums}
+th{font-weight:600;color:#6b7785;text-align:left;vertical-align:bottom;font-size:13px;line-height:1.3}
+th,td{padding:5px 12px 5px 0;border-bottom:1px solid #edf0f3} tbody tr:last-child td{border-bottom:0}
+td{white-space:nowrap}
+.numbers td:not(:first-child),.numbers th:not(:first-child),
+.stages td:nth-child(2),.stages td:nth-child(4),.stages th:nth-child(2),.stages th:nth-child(4){text-align:right}
+.stages td:nth-child(3){width:34%;min-width:70px}
+.bar{display:block;height:10px;border-radius:2px;background:#2a6fbb;min-width:1px}
+.stages td:last-child,.plain td{white-space:normal} .plain thead{display:none}
+.plain td:first-child{color:#6b7785;width:90px;vertical-align:top}
+.dot{display:inline-block;width:10px;height:10px;border-radius:50%;margin-right:8px}
+.share{display:block;padding:0 6px;border-radius:3px} .none{color:#c3cad3;padding-right:6px}
+.skipped{color:#6b7785;font-style:italic} details{font-size:14px} summary{cursor:pointer;color:#6b7785}
+pre{overflow-x:auto;font-size:12px;line-height:1.4;background:#f4f6f8;padding:12px;border-radius:6px}
+@media (max-width:680px) { main{padding:16px 10px 40px} section{padding:16px 14px} .verdict{font-size:20px}
+   .row.n2,.row.n3{grid-template-columns:1fr} .tiles{grid-template-columns:1fr 1fr}
+   .films{grid-template-columns:1fr 1fr} table{font-size:13px} th{font-size:12px} th,td{padding-right:9px}
+   .policies td:first-child{white-space:normal;line-height:1.25;min-width:100px;padding-left:17px;text-indent:-17px}
+   .policies td{font-size:12px} .policies td,.policies th{padding-right:6px}
+   .policies td:nth-child(4){white-space:normal} .dot{margin-right:7px} .row.n1{justify-items:stretch}
+   .stages td:nth-child(3),.stages th:nth-child(3){display:none} }
 '''
 
-SECTIONS = [('The policies', policies_section), ('The ladder', ladder_section), ('Episodes to watch', films_section), ('Inside imagination', imagination_section),
-            ('Imagined rollouts', rollouts_section), ('What the tokenizer keeps', tokenizer_section), ('Loss curves', losses_section), ('Where the minutes went', stages_section), ('This run', run_section)]
+# %% ../nbs/41_report.ipynb #da3e2d88
+SECTIONS = [('The policies', policies_section), ('The ladder', ladder_section), ('Episodes to watch', films_section),
+            ('Inside imagination', imagination_section), ('Imagined rollouts', rollouts_section),
+            ('What the tokenizer keeps', tokenizer_section), ('Loss curves', losses_section),
+            ('Where the minutes went', stages_section), ('This run', run_section)]
 
-# %% ../nbs/41_report.ipynb #d3217cb9
+# %% ../nbs/41_report.ipynb #b179bdc7
 def _unbroken(text): return re.sub(r'\S+ \[\S+, \S+\]', lambda m: f'<span class="unbroken">{m[0]}</span>', text)
 
 def _section(page, title, make):
     body = attempt(make, page)
     return f'<section><h2>{title}</h2>{body}</section>' if body else ''
 
+PAGE = '''<!doctype html><html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width,initial-scale=1"><title>{title}</title><style>{style}</style></head>
+<body><main>{body}</main></body></html>
+'''
+
+# %% ../nbs/41_report.ipynb #0fe9363c
 def write_report(
     run_dir, # folder of a run (documented form, version 1)
 )->Path:     # report.html in it
@@ -558,9 +625,9 @@ def write_report(
     name = f"dreamer4_nb · {page.task.replace('_', ' ') or 'a run'}" + (f" · seed {page.run['seed']}" if 'seed' in page.run else '')
     try: said = verdict(page.results)
     except (ValueError, TypeError, AttributeError) as e: said = f'No verdict: results.json cannot be understood ({e}).'
-    body = [f'<h1>{html.escape(name)}</h1><p class="verdict">{_unbroken(html.escape(said))}</p>', attempt(at_a_glance, page), *(_section(page, *s) for s in SECTIONS)]
-    text = ('<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-            f'<title>{html.escape(name)}</title><style>{STYLE}</style></head><body><main>{"".join(body)}</main></body></html>')
+    head = f'<h1>{html.escape(name)}</h1><p class="verdict">{_unbroken(html.escape(said))}</p>'
+    body = head + attempt(at_a_glance, page) + ''.join(_section(page, *s) for s in SECTIONS)
+    text = PAGE.format(title=html.escape(name), style=STYLE, body=body)
     path = page.run_dir/'report.html'; temporary = page.run_dir/f'.report.{os.getpid()}'
     try: temporary.write_text(text, encoding='utf-8'); os.replace(temporary, path)
     except OSError as e: raise OSError(f'{path}: report not written ({e.strerror or e}); free some space and write it again') from None

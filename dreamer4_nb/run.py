@@ -6,10 +6,12 @@
 __all__ = ['FORMAT', 'VERSION', 'STAGES', 'RunError', 'machine', 'versions', 'Run', 'scaled', 'Pilot', 'load', 'fast_memory',
            'configure', 'demo', 'cli_demo', 'cli_record', 'cli_convert', 'cli_train', 'cli_evaluate']
 
-# %% ../nbs/40_whole_run.ipynb #1e852c2d
-import json, os, platform, resource, sys, time
-from contextlib import contextmanager
+# %% ../nbs/40_whole_run.ipynb #b6e14c81
+import json, os, platform, sys, time
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
+from functools import wraps
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
@@ -18,9 +20,9 @@ from tqdm import tqdm
 import dreamer4_nb
 from . import config as configs
 from . import recordings as rec
-from .recordings import Recordings, write_json
+from .recordings import Recordings, new_file, write_json
 from .batches import Windows, LatentStore
-from .training import Learner, EMA, load_model, save_folder, read_tensors, fill
+from .training import Learner, EMA, load_model, read_tensors, fill
 from .tokenizer import Tokenizer, tokenizer_loss
 from .dynamics import Dynamics, dynamics_loss, generate
 from .agent import Agent, Actor, agent_loss, clone_policy
@@ -63,16 +65,20 @@ class Run:
             self.config = config
             self.state = dict(format=FORMAT, version=VERSION, task=config.data.task, size=config.name, seed=config.data.seed,
                               config=config.to_dict(), machine=machine(device), versions=versions(), stages={})
-            self.out.mkdir(parents=True, exist_ok=True); write_json(path, self.state)
+            write_json(path, self.state)
 
     def _open(self, path, config):
+        mend = 'delete the folder or name another --out'
         try: self.state = json.loads(path.read_text())
-        except ValueError as e: raise RunError(f'{path}: not readable as JSON ({e}); delete the folder or name another --out') from None
-        if self.state.get('format') != FORMAT or self.state.get('version') != VERSION:
-            raise RunError(f'{path}: format {self.state.get("format")} version {self.state.get("version")}, expected {FORMAT} {VERSION}')
-        self.config = configs.from_dict(self.state['config'])
-        if config is not None and config.to_dict() != self.state['config']:
-            raise RunError(f'{path}: holds a run of another configuration (task, size, seed or minutes differ); name another --out')
+        except ValueError as e: raise RunError(f'{path}: not readable as JSON ({e}); {mend}') from None
+        if not isinstance(self.state, dict): raise RunError(f'{path}: does not hold a run; {mend}')
+        if (found := [self.state.get(k) for k in ('format', 'version')]) != [FORMAT, VERSION]:
+            raise RunError(f'{path}: format: {found[0]} version {found[1]}, expected {FORMAT} {VERSION}; {mend}')
+        if not isinstance(self.state.get('stages'), dict): raise RunError(f'{path}: stages: missing; {mend}')
+        try: self.config = configs.from_dict(self.state.get('config'))
+        except ValueError as e: raise RunError(f'{path}: config: {e}; {mend}') from None
+        if config is not None and config != self.config:
+            raise RunError(f'{path}: config: holds a run of another configuration (task, size, seed or minutes differ); name another --out')
 
     def done(self, stage): return stage in self.state['stages']
 
@@ -85,12 +91,13 @@ def seed(self:Run): return self.config.data.seed
 def stage(self:Run, name):
     "Time a stage and note it in run.json when it is done."
     if self.progress: print(f'[{STAGES.index(name) + 1}/{len(STAGES)}] {name}', flush=True)
-    clock = self.out / f'.{name}.seconds'
-    before = float(clock.read_text()) if clock.exists() else 0.
+    clock, before = self.out / f'.{name}.seconds', 0.
+    with suppress(OSError, ValueError): before = float(clock.read_text())
     start, note = time.time(), {}
     try: yield note
     except BaseException:
-        clock.write_text(str(before + time.time() - start)); raise
+        with suppress(OSError): clock.write_text(str(before + time.time() - start))
+        raise
     seconds = before + time.time() - start
     frames = note.pop('frames', None)
     self.state['stages'][name] = dict(minutes=round(seconds / 60, 3), frames_per_second=round(frames / seconds, 1) if frames else None, **note)
@@ -107,8 +114,19 @@ def record(self:Run):
         note['episodes'] = len(folders)
 
 @patch
+def take(self:Run, source):
+    "Train on recordings that are there, instead of recording the embedded world."
+    source = str(Path(source).resolve())
+    if self.done('record') and self.state['stages']['record'].get('source') != source:
+        raise RunError(f'{self.out}/run.json: stages.record: this run learns from other recordings; name another folder for {source}')
+    if self.done('convert'): return
+    with self.stage('record') as note: note['source'] = source
+    self.convert(source)
+
+@patch
 def convert(self:Run, source=None, workers=1):
     "Decode recordings into memory maps."
+    source = source or self.state['stages'].get('record', {}).get('source')
     with self.stage('convert') as note:
         rows = rec.convert(source or self.out / 'recordings', self.out / 'converted', None, self.config.tokenizer.image_size, workers, self.progress)
         note.update(frames=sum(r['steps'] + 1 for r in rows if r['status'] != 'set aside'), set_aside=sum(r['status'] == 'set aside' for r in rows))
@@ -120,8 +138,8 @@ def data(self:Run):
 
 # %% ../nbs/40_whole_run.ipynb #8c7c4653
 @patch
-def train(self:Run, name, model, loss_fn, stage, recordings, **windows):
-    "Train one stage by its StageConfig; goes on from its checkpoint."
+def train(self:Run, name, model, loss_fn, stage, recordings, then=None, **windows):
+    "Train one stage by its StageConfig, then do what belongs to it as well; goes on from its checkpoint."
     batches = Windows(recordings, stage.batch_size, stage.length, relevant_fraction=stage.relevant_fraction, seed=self.seed,
                       single_image_fraction=stage.single_image_fraction, relevant_within=self.config.imagination.horizon,
                       horizon=self.config.agent.mtp, **windows)
@@ -133,6 +151,7 @@ def train(self:Run, name, model, loss_fn, stage, recordings, **windows):
                       progress=self.progress, name=name)
     with self.stage(name) as note:
         learner.fit(resume=True)
+        if then: then()
         note['frames'] = sum(b * t * w for b, t, w in self._shapes(stage)) * stage.steps
     return learner
 
@@ -190,33 +209,32 @@ def dynamics(self:Run):
 def agent(self:Run):
     "Phase 2: behaviour cloning and reward with the video loss going on, then the clones."
     train, c = self.data()[0], self.config
-    store = LatentStore(self.out / 'latents')
     agent = self.build('agent')
-    if not self.done('agent'): load_model(self.out / 'dynamics', agent.dynamics)
-    if not self.done('agent'): self.train('agent', agent, agent_loss(), c.agent_training, train, latents=store, fields=())
-    self.clones()
+    load_model(self.out / 'dynamics', agent.dynamics)
+    self.train('agent', agent, agent_loss(), c.agent_training, train, self.clones, latents=LatentStore(self.out / 'latents'), fields=())
 
 @patch
 def clones(self:Run):
-    "Fit the two clones on frozen features, or read them."
+    "Fit the two clones on frozen features, where they are not there yet."
     agent, train = self.trained('agent'), self.data()[0]
     store, s = LatentStore(self.out / 'latents'), self.config.agent_training
     for name, relevant in (('bc', True), ('bc_all', False)):
         if (self.out / 'policies' / f'{name}.safetensors').exists(): continue
         windows = Windows(train, 2 * s.batch_size, s.lengths[0][0], horizon=1, relevant_fraction=float(relevant), latents=store,
                           fields=(), seed=self.seed + 1, relevant_within=self.config.imagination.horizon)
-        self.save_policy(name, clone_policy(agent, windows, self.config.agent.clone_steps, relevant, seed=self.seed))
+        batches = ({k: v.to(self.device) for k, v in b.items()} for b in windows)
+        self.save_policy(name, clone_policy(agent, batches, self.config.agent.clone_steps, relevant, seed=self.seed))
 
-# %% ../nbs/40_whole_run.ipynb #445aa4c7
-from safetensors.torch import save_file, load_file
+# %% ../nbs/40_whole_run.ipynb #628a8854
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 @patch
 def save_policy(self:Run, name, head):
     "Keep a policy head, whole or not at all."
-    path = self.out / 'policies' / f'{name}.safetensors'
-    path.parent.mkdir(exist_ok=True)
-    save_file({k: v.contiguous().cpu() for k, v in head.state_dict().items()}, path.with_suffix('.tmp'))
-    os.replace(path.with_suffix('.tmp'), path)
+    with new_file(self.out / 'policies' / f'{name}.safetensors') as path:
+        try: save_file({k: v.contiguous().cpu() for k, v in head.state_dict().items()}, path)
+        except SafetensorError as e: raise OSError(e) from None
 
 @patch
 def policy(self:Run, name, agent):
@@ -225,7 +243,7 @@ def policy(self:Run, name, agent):
     if not path.exists(): raise RunError(f'{path}: no such policy yet; run the stage that makes it (agent or imagination)')
     c = self.config.agent
     head = MLPHead(agent.dynamics.config.width, agent.codec.num_logits, 1, c.hidden, c.layers)
-    head.load_state_dict(load_file(path))
+    fill(head, read_tensors(path), path)
     return head.eval().requires_grad_(False).to(self.device)
 
 # %% ../nbs/40_whole_run.ipynb #8e9ce8dc
@@ -244,9 +262,8 @@ def imagination(self:Run):
             bar.set_postfix(reward=f'{m["imagined_reward"]:.3f}', value=f'{m["values"]:.2f}')
         kept['last'] = phase.advantage.numpy()
         self.save_policy('imagination', phase.policy)
-        (self.out / 'imagination').mkdir(exist_ok=True)
         write_json(self.out / 'imagination' / 'history.json', phase.history)
-        np.savez(self.out / 'imagination' / 'advantages.npz', **kept)
+        with new_file(self.out / 'imagination' / 'advantages.npz') as path: np.savez(path, **kept)
         note['frames'] = c.iterations * c.contexts * c.horizon
 
 # %% ../nbs/40_whole_run.ipynb #9df95ff3
@@ -254,6 +271,7 @@ def imagination(self:Run):
 def evaluate(self:Run):
     "Play all policies, measure the world model, and write results.json."
     c, agent, tok = self.config, self.trained('agent'), self.trained('tokenizer')
+    if c.data.task == 'recordings': raise RunError(f'{self.out}/run.json: config.data.task: recordings have no world to play in; stop at imagination')
     held, store = self.data()[1], LatentStore(self.out / 'latents')
     with self.stage('evaluate') as note:
         heads = {name: self.policy(name, agent) for name in ('bc', 'bc_all', 'imagination')}
@@ -287,9 +305,9 @@ def pictures(self:Run, tok, agent, heads, frames=6, rollouts=3, context=8, steps
     other = torch.cat([actions[:, :context], actions.roll(1, 0)[:, context:]], 1)
     dream = lambda a: pixels(tok.decode(generate(agent.dynamics, z[:, :context], a, generator=torch.Generator().manual_seed(self.seed))))
     films = {f'film_{n}': ev.play(self.worlds(1), Actor(tok, agent, h, .5, generator=rng), film=1)[1]['film'][0] for n, h in heads.items()}
-    np.savez_compressed(self.out / 'evaluation' / 'pictures.npz', truth=truth[:, 0].cpu().numpy(), reconstruction=pixels(tok(truth)[:, 0]),
-        masked=pixels(tok(truth, mask)[:, 0]), rollout_truth=b['frames'][:rollouts].cpu().numpy(), rollout_true_actions=dream(actions),
-        rollout_other_actions=dream(other), context=context, **films)
+    shown = dict(truth=truth[:, 0].cpu().numpy(), reconstruction=pixels(tok(truth)[:, 0]), masked=pixels(tok(truth, mask)[:, 0]),
+        rollout_truth=b['frames'][:rollouts].cpu().numpy(), rollout_true_actions=dream(actions), rollout_other_actions=dream(other))
+    with new_file(self.out / 'evaluation' / 'pictures.npz') as path: np.savez_compressed(path, context=context, **shown, **films)
 
 @patch
 def worlds(self:Run, count, which='test'):
@@ -314,7 +332,6 @@ def run_all(self:Run, upto='report'):
 # %% ../nbs/40_whole_run.ipynb #e3d33897
 def scaled(config, share:float):
     "The same configuration with all training budgets multiplied by `share`."
-    from dataclasses import replace
     stage = lambda s: replace(s, steps=max(1, round(s.steps * share)), warmup=min(s.warmup, max(1, round(s.steps * share / 4))))
     im = config.imagination
     iterations = max(2, round(im.iterations * share))
@@ -332,7 +349,8 @@ class Pilot:
     ):          # action dictionary of the codec
         "The next action; call `reset` when an episode begins."
         frame = np.asarray(frame)
-        if frame.shape[-1] == 3: frame = frame.transpose(2, 0, 1)
+        if frame.dtype != np.uint8: raise ValueError(f'frame: {frame.dtype}, expected uint8 from 0 to 255')
+        if frame.shape[-1:] == (3,): frame = frame.transpose(2, 0, 1)
         expected = tuple(self.actor.tokenizer.frame_shape)
         if frame.shape != expected: raise ValueError(f'frame: shape {frame.shape}, expected {expected}; resize it first')
         action = self.actor.agent.codec.decode(self.actor.act(frame[None])[0])
@@ -351,59 +369,80 @@ def load(out,                   # folder of a run
 # %% ../nbs/40_whole_run.ipynb #0174e1b1
 def _command(f):
     "Turn known errors into one line and exit code 1."
-    from functools import wraps
     @wraps(f)
     def g(*args, **kwargs):
         try: return f(*args, **kwargs)
-        except KeyboardInterrupt: print('stopped; run the same command again to go on', file=sys.stderr); sys.exit(1)
-        except (ValueError, OSError, ImportError, RuntimeError) as e:
-            print(f'error: {" ".join(str(e).split())}', file=sys.stderr); sys.exit(1)
+        except KeyboardInterrupt: said = 'stopped; run the same command again to go on'
+        except (ValueError, OSError, ImportError, RuntimeError) as e: said = f'error: {" ".join(str(e).split())}'
+        print(said, file=sys.stderr); sys.exit(1)   # here, not above: progress bars are closed by now, and the line stands alone
     return g
 
-def _choose(name, value, choices):
-    if value not in choices:
-        print(f'error: --{name} {value}: choose from {", ".join(choices)}', file=sys.stderr); sys.exit(2)
+# %% ../nbs/40_whole_run.ipynb #484537a4
+def _refuse_argument(name, value, why):
+    print(f'error: {name} {value}: {why}', file=sys.stderr); sys.exit(2)
 
+def _choose(name, value, choices):
+    if value is not None and value not in choices: _refuse_argument(f'--{name}', value, f'choose from {", ".join(choices)}')
+
+def _at_least(least, **values):
+    for k, v in values.items():
+        if v is not None and not least <= v < 2**63: _refuse_argument(f'--{k}', v, f'must be {least} or more')
+
+def _only_one(size, config):
+    if size and config: _refuse_argument('--size', size, 'cannot be given with --config; the file takes its place')
+
+def _can_use(device):
+    try: torch.zeros((), device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        _refuse_argument('--device', device, 'not usable on this machine with this PyTorch; --device cpu always is')
+
+# %% ../nbs/40_whole_run.ipynb #ecaa5704
 def fast_memory():
     "Start this command once more with glibc told to keep its memory: large tensors then cost no page faults."
     wanted = dict(MALLOC_MMAP_MAX_='0', MALLOC_TRIM_THRESHOLD_='8000000000', OMP_WAIT_POLICY='PASSIVE')
-    if sys.platform != 'linux' or all(os.environ.get(k) for k in wanted): return
-    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **{k: os.environ.get(k, v) for k, v in wanted.items()}})
+    main = sys.modules['__main__']
+    script, module = Path(getattr(main, '__file__', None) or '').name, getattr(getattr(main, '__spec__', None), 'name', '')
+    if sys.platform != 'linux' or all(k in os.environ for k in wanted): return
+    if not (script.startswith('dreamer4_') or module.startswith('dreamer4_nb.')): return
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**wanted, **os.environ})
 
-# %% ../nbs/40_whole_run.ipynb #c0af8225
-def configure(size='laptop', task='collect_wood', seed=0, minutes=0.):
-    "Configuration of a run by the demo's arguments."
-    from dataclasses import replace
-    config = configs.named(size)
-    config = replace(config, data=replace(config.data, task=task, seed=seed))
+# %% ../nbs/40_whole_run.ipynb #ed34ffad
+def configure(size=None, task=None, seed=None, minutes=0., config=None):
+    "Configuration of a run by the demo's arguments; a file takes the place of a size, its task and seed hold unless given."
+    config = configs.load(config) if config else configs.named(size or 'laptop')
+    given = {k: v for k, v in dict(task=task, seed=seed).items() if v is not None}
+    config = replace(config, data=replace(config.data, **given))
     return scaled(config, minutes / config.minutes) if minutes else config
 
-def demo(out, size='laptop', task='collect_wood', seed=0, minutes=0., device='cpu', progress=True):
+def demo(out, size=None, task=None, seed=None, minutes=0., device='cpu', progress=True, config=None):
     "The main job: record, learn, dream, evaluate, report; goes on where it stopped."
-    run = Run(out, configure(size, task, seed, minutes), device, progress)
+    run = Run(out, configure(size, task, seed, minutes, config), device, progress)
     return run.run_all()
 
-# %% ../nbs/40_whole_run.ipynb #f8636aa4
+# %% ../nbs/40_whole_run.ipynb #267490be
+_SIZES, _WORLDS = ('smoke', 'laptop', 'gpu'), ('collect_wood', 'tools')   # what runs on one machine; what can be played
+
 @call_parse
 @_command
 def cli_demo(
-    size:str='laptop',       # smoke (seconds), laptop (minutes), gpu (hours)
-    task:str='collect_wood', # collect_wood or tools
-    seed:int=0,              # of worlds, players and everything trained
-    minutes:float=0.,        # scale the training to about so many minutes; 0: the size's own budget
-    device:str='cpu',        # cpu, cuda or mps
-    out:str='',              # folder of the run; default: runs/<task>_<size>_seed<seed>
+    size:str=None,       # smoke (seconds), laptop (minutes) or gpu (hours); default: laptop
+    config:str=None,     # JSON file with a configuration of your own, instead of a size; what it leaves out is the laptop's
+    task:str=None,       # collect_wood or tools; default: collect_wood, or what the configuration says
+    seed:int=None,       # of worlds, players and everything trained; default: 0, or what the configuration says
+    minutes:float=0.,    # scale the training to about so many minutes; 0: the size's own budget
+    device:str='cpu',    # cpu, cuda or mps
+    out:str=None,        # folder of the run; default: runs/<task>_<size>_seed<seed>
 ):
     "Record, learn a world model, clone, improve in imagination, evaluate and report."
-    _choose('size', size, configs.SIZES); _choose('task', task, ('collect_wood', 'tools'))
-    fast_memory()
+    _choose('size', size, _SIZES); _choose('task', task, _WORLDS); _at_least(0, seed=seed, minutes=minutes); _can_use(device)
+    _only_one(size, config); fast_memory()
     from dreamer4_nb.report import verdict
-    start = time.time()
-    run = demo(out or f'runs/{task}_{size}_seed{seed}', size, task, seed, minutes, device)
+    start, c = time.time(), configure(size, task, seed, minutes, config)
+    run = demo(out or f'runs/{c.data.task}_{c.name}_seed{c.data.seed}', size, task, seed, minutes, device, config=config)
     print(f'\n{verdict(json.loads((run.out / "results.json").read_text()))}')
     print(f'report: {run.out / "report.html"} ({timedelta(seconds=round(time.time() - start))} for this call)')
 
-# %% ../nbs/40_whole_run.ipynb #b5dd8653
+# %% ../nbs/40_whole_run.ipynb #5e7ad815
 @call_parse
 @_command
 def cli_record(
@@ -414,7 +453,7 @@ def cli_record(
     view:str='grid',         # grid or stock
 ):
     "Play the embedded world with scripted players and record it in MineRL's layout."
-    _choose('task', task, ('collect_wood', 'tools')); _choose('view', view, ('grid', 'stock'))
+    _choose('task', task, _WORLDS); _choose('view', view, ('grid', 'stock')); _at_least(1, episodes=episodes); _at_least(0, seed=seed)
     from dreamer4_nb import world
     print(f'{len(world.record(out, task, episodes, seed, view))} episodes in {out}')
 
@@ -427,31 +466,35 @@ def cli_convert(
     workers:int=1,       # processes
 ):
     "Decode recordings once into memory maps for training; broken ones are set aside with their reason."
+    _at_least(1, image_size=image_size, workers=workers)
     rows = rec.convert(source, target, None, image_size, workers)
     bad = [r for r in rows if r['status'] == 'set aside']
     for r in bad: print(f'set aside {r["name"]}: {r["reason"]}')
     print(f'{len(rows) - len(bad)} recordings in {target}, {len(bad)} set aside (summary.csv)')
 
-# %% ../nbs/40_whole_run.ipynb #6a511e96
+# %% ../nbs/40_whole_run.ipynb #34de4831
 @call_parse
 @_command
 def cli_train(
-    out:str,               # folder of the run
-    recordings:str='',     # folder of MineRL recordings; default: record the embedded world
-    size:str='laptop',     # smoke, laptop or gpu
-    task:str='collect_wood', # world to record and to evaluate in; 'recordings' for none
+    out:str,                # folder of the run
+    recordings:str=None,    # folder of MineRL recordings; default: record the embedded world
+    size:str=None,          # smoke, laptop, gpu or paper; default: laptop
+    config:str=None,        # JSON file with a configuration of your own, instead of a size; what it leaves out is the laptop's
+    task:str=None,          # collect_wood, tools, or recordings: no world to play in; default: collect_wood, or what the configuration says
     upto:str='imagination', # last stage
-    seed:int=0,            # of everything trained
-    minutes:float=0.,      # scale the training to about so many minutes
-    device:str='cpu',      # cpu, cuda or mps
+    seed:int=None,          # of everything trained; default: 0, or what the configuration says
+    minutes:float=0.,       # scale the training to about so many minutes; 0: the size's own budget
+    device:str='cpu',       # cpu, cuda or mps
 ):
     "Train on recordings, stage by stage; run it again to go on."
-    _choose('size', size, configs.SIZES); _choose('upto', upto, STAGES)
-    fast_memory()
-    run = Run(out, configure(size, task, seed, minutes), device)
-    if recordings and not run.done('convert'):
-        with run.stage('record'): pass
-        run.convert(recordings)
+    _choose('size', size, configs.SIZES); _choose('task', task, (*_WORLDS, 'recordings')); _choose('upto', upto, STAGES)
+    _at_least(0, seed=seed, minutes=minutes); _can_use(device)
+    _only_one(size, config); fast_memory()
+    chosen = configure(size, task, seed, minutes, config)
+    if recordings: rec.find_recordings(recordings)   # before the folder of the run is made
+    elif chosen.data.task == 'recordings': _refuse_argument('--task', 'recordings', 'name their folder with --recordings')
+    run = Run(out, chosen, device)
+    if recordings: run.take(recordings)
     run.run_all(upto)
     print(f'{run.out}: done up to {upto}')
 
@@ -462,6 +505,7 @@ def cli_evaluate(
     device:str='cpu',   # cpu, cuda or mps
 ):
     "Play all policies of a run in the true world and write results.json and the report."
+    _can_use(device)
     fast_memory()
     run = Run(out, device=device)
     if not run.done('imagination'): raise RunError(f'{out}/run.json: stages: imagination is not done; run dreamer4_train {out} first')
