@@ -12,9 +12,11 @@ def write_readme(
 )->list: # the files written, README.md first, relative to `target`
     "Convert the index to markdown, without its hidden cells"
     nb = nbformat.read(root/'index.ipynb', as_version=4)
-    nb.cells = [o for o in nb.cells if not (o.cell_type == 'code' and o.source.lstrip().startswith('#| hide'))]
+    first = lambda o: o.source.strip().split('\n')[0].strip() if o.cell_type == 'code' else ''
+    nb.cells = [o for o in nb.cells if first(o) != '#| hide']
+    for o in nb.cells: o.metadata['tags'] = ['hide_input'] if first(o) == '#| hide_input' else []
     nb.metadata['language_info'] = dict(name='python') # for the colours of the code
-    text, made = MarkdownExporter().from_notebook_node(nb, dict(output_files_dir=pictures, unique_key='README'))
+    text, made = MarkdownExporter(config=dict(TagRemovePreprocessor=dict(enabled=True, remove_input_tags=['hide_input']))).from_notebook_node(nb, dict(output_files_dir=pictures, unique_key='README'))
     files = {'README.md': text.encode(), **made['outputs']}
     for name, content in files.items():
         path = Path(target)/name
