@@ -302,7 +302,7 @@ def _part(kind, **changes): return field(default_factory=lambda: kind(**changes)
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Part):
-    "Every number of a run; the defaults are the laptop's"
+    "Every number of a run; `named` gives the tuned sizes"
     name:str='laptop' # name of the size, or one of your own
     minutes:float=20. # wall time of its training and evaluation on the machine it is meant for
     data:DataConfig=_part(DataConfig)
@@ -424,7 +424,7 @@ def paper()->Config: # many accelerators
             latent_dim=16, num_registers=8, perceptual='lpips', soft_cap=50., context=192),
         tokenizer_training=StageConfig(**stage, steps=300_000, single_image_fraction=0.3),
         dynamics=DynamicsConfig(width=2048, depth=36, num_heads=16, num_kv_heads=4, time_every=4, num_registers=8, packing=2,
-            k_max=64, soft_cap=50., context=192),
+            k_max=64, clean_past=False, soft_cap=50., context=192),
         dynamics_training=StageConfig(**stage, steps=300_000, single_image_fraction=0.3),
         agent=AgentConfig(num_tasks=20, hidden=2048), agent_training=StageConfig(**stage, steps=50_000, relevant_fraction=0.5),
         imagination=ImaginationConfig(contexts=1024, context_length=192, iterations=10_000, value_warmup=100))
