@@ -22,7 +22,7 @@ from . import config as configs
 from . import recordings as rec
 from .recordings import Recordings, new_file, write_json
 from .batches import Windows, LatentStore
-from .training import Learner, EMA, load_model, read_tensors, fill
+from .training import Learner, EMA, RMSNormalizer, load_model, read_tensors, fill
 from .tokenizer import Tokenizer, tokenizer_loss
 from .dynamics import Dynamics, dynamics_loss, generate
 from .agent import Agent, Actor, agent_loss, clone_policy
@@ -138,7 +138,7 @@ def data(self:Run):
 
 # %% ../nbs/40_whole_run.ipynb #8c7c4653
 @patch
-def train(self:Run, name, model, loss_fn, stage, recordings, then=None, **windows):
+def train(self:Run, name, model, loss_fn, stage, recordings, then=None, floor=1e-4, **windows):
     "Train one stage by its StageConfig, then do what belongs to it as well; goes on from its checkpoint."
     batches = Windows(recordings, stage.batch_size, stage.length, relevant_fraction=stage.relevant_fraction, seed=self.seed,
                       single_image_fraction=stage.single_image_fraction, relevant_within=self.config.imagination.horizon,
@@ -147,8 +147,8 @@ def train(self:Run, name, model, loss_fn, stage, recordings, then=None, **window
     callbacks = [EMA(stage.ema)] if stage.ema else []
     weights = dict(perceptual=self.config.tokenizer.perceptual_weight)
     learner = Learner(model, loss_fn, batches, stage.steps, self.out / name, stage.optimizer, stage.lr, stage.weight_decay, schedule,
-                      stage.clip or None, weights, callbacks=callbacks, seed=self.seed, device=self.device, log_every=25,
-                      progress=self.progress, name=name)
+                      stage.clip or None, weights, callbacks=callbacks, normalizer=RMSNormalizer(floor=floor), seed=self.seed,
+                      device=self.device, log_every=25, progress=self.progress, name=name)
     with self.stage(name) as note:
         learner.fit(resume=True)
         if then: then()
@@ -211,7 +211,8 @@ def agent(self:Run):
     train, c = self.data()[0], self.config
     agent = self.build('agent')
     load_model(self.out / 'dynamics', agent.dynamics)
-    self.train('agent', agent, agent_loss(), c.agent_training, train, self.clones, latents=LatentStore(self.out / 'latents'), fields=())
+    self.train('agent', agent, agent_loss(), c.agent_training, train, self.clones, floor=1e-2,   # continue is near zero where nothing ends: let it fade
+               latents=LatentStore(self.out / 'latents'), fields=())
 
 @patch
 def clones(self:Run):
