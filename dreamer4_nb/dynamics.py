@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Dynamics', 'dynamics_loss', 'Dream', 'generate']
 
-# %% ../nbs/13_dynamics.ipynb #c3df833a
-import torch, torch.nn as nn, torch.nn.functional as F
+# %% ../nbs/13_dynamics.ipynb #a784f19b
+import torch, torch.nn as nn
 from fastcore.basics import patch
 from .config import DynamicsConfig
 from .actions import ActionCodec, ActionEmbedding

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['symlog', 'symexp', 'TwoHot', 'MLPHead', 'ahead', 'masked_mean']
 
-# %% ../nbs/20_heads.ipynb #c3df833a
-import torch, torch.nn as nn, torch.nn.functional as F
+# %% ../nbs/20_heads.ipynb #a784f19b
+import torch, torch.nn as nn
 from fastcore.basics import patch
 
 # %% ../nbs/20_heads.ipynb #37db6a92

@@ -8,7 +8,6 @@ __all__ = ['Rollout', 'imagine', 'lambda_returns']
 # %% ../nbs/22_imagination.ipynb #c0b084c3
 import torch
 from dataclasses import dataclass
-from fastcore.basics import patch
 from .agent import Agent
 from .dynamics import Dream
 

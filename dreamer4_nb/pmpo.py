@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['pmpo_loss', 'Imagination']
 
-# %% ../nbs/23_pmpo.ipynb #470216bf
-import copy, math
-import torch, torch.nn as nn
+# %% ../nbs/23_pmpo.ipynb #ece4eea6
+import copy
+import torch
 from fastcore.basics import patch
 from .config import ImaginationConfig
 from .heads import MLPHead

@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['Levels', 'shortcut_sample', 'corrupt', 'ramp', 'bootstrap_target', 'shortcut_loss']
 
-# %% ../nbs/12_shortcut.ipynb #3f84f220
-import math
-import torch, torch.nn.functional as F
+# %% ../nbs/12_shortcut.ipynb #19a54817
+import torch
 
 # %% ../nbs/12_shortcut.ipynb #3272cacf
 class Levels:

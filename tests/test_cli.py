@@ -1,5 +1,5 @@
 "The console scripts as a user meets them: processes, exit codes, one line for an error."
-import json, os, signal, subprocess, sys, sysconfig, time
+import json, os, signal, subprocess, sysconfig, time
 from pathlib import Path
 import pytest
 
