@@ -23,7 +23,7 @@ class Agent(nn.Module):
     ):
         super().__init__()
         c, self.dynamics, self.codec, self.config = config, dynamics, codec, config
-        head = lambda out, distances: MLPHead(dynamics.config.width, out, distances, c.hidden, c.layers)
+        head = lambda out, distances: MLPHead(dynamics.feature_width, out, distances, c.hidden, c.layers)
         self.two_hot = TwoHot(c.num_bins, c.bin_range)
         self.policy = head(codec.num_logits, c.mtp + 1)
         self.reward = head(c.num_bins, c.mtp + 1)
@@ -57,8 +57,10 @@ def head_losses(self:Agent,
     goes_on = 1 - batch['is_terminal'][:, :T].float()
     ends = F.binary_cross_entropy_with_logits(self.cont(h, 0)[..., 0], goes_on, reduction='none')
     copied = known & clone[:, None, None]
-    return dict(policy=masked_mean(nll, copied), reward=masked_mean(wrong, labelled), cont=ends.mean(),
-                metrics=dict(policy_nll=masked_mean(nll[:, :, 0].detach(), copied[:, :, 0])))
+    weight = self.config.mtp_decay ** torch.arange(n, device=h.device)
+    return dict(policy=masked_mean(nll, copied * weight), reward=masked_mean(wrong, labelled * weight), cont=ends.mean(),
+                metrics=dict(policy_nll=masked_mean(nll[:, :, 0].detach(), copied[:, :, 0]),
+                             reward_nll=masked_mean(wrong[:, :, 0].detach(), labelled[:, :, 0])))
 
 # %% ../nbs/21_agent.ipynb #40645cc0
 def agent_loss(reward_loss=None,  # see Agent.head_losses
@@ -100,7 +102,7 @@ def clone_policy(agent,        # Agent, its transformer stays as it is
     "Fit a policy head from scratch by behaviour cloning on frozen features."
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        head = MLPHead(agent.dynamics.config.width, agent.codec.num_logits, 1, agent.config.hidden, agent.config.layers)
+        head = MLPHead(agent.dynamics.feature_width, agent.codec.num_logits, 1, agent.config.hidden, agent.config.layers)
     head.to(agent.dynamics.pos.device)
     opt = torch.optim.AdamW(head.parameters(), lr)
     for i in range(steps):

@@ -27,10 +27,8 @@ def one_seed(out,           # folder of the run
     results = json.loads((run.out / 'results.json').read_text())
     policies, extra = results['policies'], 0.
     if evaluation != config.evaluation:
-        start, agent = time.time(), run.trained('agent')
-        heads = {name: run.policy(name, agent) for name in ('bc', 'bc_all', 'imagination')}
-        policies = ev.evaluate_policies(run.trained('tokenizer'), agent, heads, config.data.task, config.data.view, evaluation,
-                                        config.data.seed, run.out / 'protocol', progress)
+        start = time.time()
+        policies = run.play('protocol', evaluation.validation_worlds, evaluation.test_worlds)
         extra = (time.time() - start) / 60
     keep = lambda d, *names: {n: d[n] for n in names}
     return dict(seed=config.data.seed, minutes=results['minutes'], protocol_minutes=round(extra, 2), tokenizer_psnr=results['tokenizer_psnr'],

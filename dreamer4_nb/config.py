@@ -185,6 +185,7 @@ class DynamicsConfig(Part):
     soft_cap:object=None # attention logits are capped at this absolute value; None is off; ours (3.4, value silent)
     context:int=16 # frames that time layers look back over, the present one included; ours (paper: 192)
     mlp_ratio:float=2.667 # hidden channels of SwiGLU per channel of width; ours
+    agent_view:bool=False # also show the agent token and its heads the latents of its own frame; False is the paper's attention alone; ours
 
 # %% ../nbs/00_config.ipynb #490d7752
 def _power_of_two(n): return n > 0 and n & (n-1) == 0
@@ -205,6 +206,7 @@ class AgentConfig(Part):
     "Task embedding and heads (paper 3.3)"
     num_tasks:int=1 # tasks told apart by a one-hot (paper: 20)
     mtp:int=8 # farthest predicted distance in steps, L in (9); so mtp + 1 output layers
+    mtp_decay:float=1. # loss weight of each distance relative to the one before; 1 weighs all alike as (9) does; ours
     hidden:int=192 # channels inside a head; ours (paper silent)
     layers:int=2 # hidden layers of a head; ours (paper silent)
     num_bins:int=255 # bins of the symexp two-hot; ours (paper silent)
@@ -215,7 +217,7 @@ class AgentConfig(Part):
 def check(self:AgentConfig):
     at_least(self, 1, 'num_tasks', 'hidden', 'layers'); at_least(self, 0, 'mtp'); at_least(self, 3, 'num_bins')
     if self.num_bins % 2 == 0: refuse(self, 'num_bins', 'must be odd, so that one bin stands at zero')
-    above_zero(self, 'bin_range')
+    share(self, 'mtp_decay'); above_zero(self, 'bin_range', 'mtp_decay')
     if self.bin_range > 80: refuse(self, 'bin_range', 'must be at most 80, where float32 overflows')
 
 # %% ../nbs/00_config.ipynb #e916e718

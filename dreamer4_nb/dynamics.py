@@ -35,6 +35,8 @@ class Dynamics(nn.Module):
         self.registers = nn.Parameter(.02 * torch.randn(c.num_registers, W))
         self.task, self.agent = nn.Embedding(num_tasks, W), nn.Parameter(.02 * torch.randn(W))
         self.inp, self.out = nn.Linear(size, W), nn.Linear(W, size)
+        self.view = nn.Linear(num_latents * latent_dim, W) if c.agent_view else None
+        self.feature_width = W + (num_latents * latent_dim if c.agent_view else 0)   # of what the heads read
         rows, cols = token_grid(num_latents)
         grid = (rows, cols // c.packing) if cols % c.packing == 0 else token_grid(self.tokens)
         self.pos = nn.Parameter(grid_positions(*grid, W, (rows * 2, cols * 2)))
@@ -53,18 +55,22 @@ def forward(self:Dynamics,
     cache=None,        # TimeCache
     commit=True,       # keep these steps as past
     paired=0,          # the last so many sequences see the past of the first ones
-):                     # clean prediction (B, T, L, D), agent features (B, T, width) or None
+):                     # clean prediction (B, T, L, D), agent features (B, T, feature_width) or None
     "Predict clean latents; with a task, also what the agent token has read."
     B, T, L, D = z.shape
     level = torch.cat([self.signal(signal_index), self.step(step_index)], -1)
-    parts = [self.action(actions, action_mask), level[:, :, None], self.registers.expand(B, T, -1, -1),
-             self.inp(z.reshape(B, T, self.tokens, -1)) + self.pos]
-    if task is not None: parts.append((self.agent + self.task(task))[:, None, None].expand(B, T, 1, -1))
+    action = self.action(actions, action_mask)
+    parts = [action, level[:, :, None], self.registers.expand(B, T, -1, -1), self.inp(z.reshape(B, T, self.tokens, -1)) + self.pos]
+    if task is not None:
+        agent = (self.agent + self.task(task))[:, None, None].expand(B, T, 1, -1)
+        parts.append(agent if self.view is None else agent + action + self.view(z.flatten(2))[:, :, None])
     x = torch.cat(parts, 2)
     world = x.shape[2] - (task is not None)
     h = self.net(x, (world, 1) if task is not None else (world,), keep=x.shape[2] - world + self.tokens,
                  single=single, cache=cache, commit=commit, paired=paired)
-    return self.out(h[:, :, :self.tokens]).view(B, T, L, D), h[:, :, -1] if task is not None else None
+    prediction = self.out(h[:, :, :self.tokens]).view(B, T, L, D)
+    if task is None: return prediction, None
+    return prediction, h[:, :, -1] if self.view is None else torch.cat([h[:, :, -1], z.flatten(2)], -1)
 
 # %% ../nbs/13_dynamics.ipynb #124f755f
 @patch

@@ -8,6 +8,7 @@ __all__ = ['pmpo_loss', 'Imagination']
 # %% ../nbs/23_pmpo.ipynb #ece4eea6
 import copy
 import torch
+from accelerate.utils import gather
 from fastcore.basics import patch
 from .config import ImaginationConfig
 from .heads import MLPHead
@@ -44,21 +45,24 @@ class Imagination:
         start = policy or agent.policy
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.value = MLPHead(agent.dynamics.config.width, agent.config.num_bins, 1, agent.config.hidden,
+            self.value = MLPHead(agent.dynamics.feature_width, agent.config.num_bins, 1, agent.config.hidden,
                                  agent.config.layers).to(self.device)
         self.prior, self.policy = copy.deepcopy(start).requires_grad_(False), copy.deepcopy(start).requires_grad_(True)
         self.slow = copy.deepcopy(self.value).requires_grad_(False)
         adam = lambda m: torch.optim.AdamW(m.parameters(), config.lr, weight_decay=0., fused=True)
         self.policy_opt, self.value_opt = adam(self.policy), adam(self.value)
         self.generator, self.iteration, self.history, self.dreams = torch.Generator(self.device).manual_seed(seed), 0, [], []
+        if torch.distributed.is_initialized(): self.generator.manual_seed(seed + (torch.distributed.get_rank() << 32))
 
 # %% ../nbs/23_pmpo.ipynb #2ba21dde
 @patch
 def dream(self:Imagination, batch)->Rollout:
-    "One rollout from each context of a batch of windows."
+    "One rollout from each context of a batch of windows, of those of all processes."
     c, T = self.config, self.config.context_length
-    return imagine(self.agent, batch['latents'][:, :T], batch['actions'][:, :T], batch['action_mask'][:, :T],
+    roll = imagine(self.agent, batch['latents'][:, :T], batch['actions'][:, :T], batch['action_mask'][:, :T],
                    c.horizon, self.policy, batch.get('task'), generator=self.generator)
+    if not torch.distributed.is_initialized(): return roll
+    return Rollout(*map(gather, (roll.features, roll.actions, roll.rewards, roll.cont)))   # what all processes dreamed
 
 @patch
 @torch.no_grad()
