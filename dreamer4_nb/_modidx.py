@@ -63,6 +63,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/dreamer4_nb', 'doc_host': 
                                    'dreamer4_nb.agent.Agent.head_losses': ('nbs/agent.html#agent.head_losses', 'dreamer4_nb/agent.py'),
                                    'dreamer4_nb.agent.Agent.outcome': ('nbs/agent.html#agent.outcome', 'dreamer4_nb/agent.py'),
                                    'dreamer4_nb.agent.agent_loss': ('nbs/agent.html#agent_loss', 'dreamer4_nb/agent.py'),
+                                   'dreamer4_nb.agent.clone_data': ('nbs/agent.html#clone_data', 'dreamer4_nb/agent.py'),
                                    'dreamer4_nb.agent.clone_policy': ('nbs/agent.html#clone_policy', 'dreamer4_nb/agent.py')},
             'dreamer4_nb.batches': { 'dreamer4_nb.batches.LatentStore': ('nbs/batches.html#latentstore', 'dreamer4_nb/batches.py'),
                                      'dreamer4_nb.batches.LatentStore.__getitem__': ( 'nbs/batches.html#latentstore.__getitem__',

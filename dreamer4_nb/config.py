@@ -211,13 +211,14 @@ class AgentConfig(Part):
     layers:int=2 # hidden layers of a head; ours (paper silent)
     num_bins:int=255 # bins of the symexp two-hot; ours (paper silent)
     bin_range:float=5. # outermost bin in symlog units, so rewards and returns up to exp(bin_range) - 1; ours
-    clone_steps:int=300 # optimiser steps of a clone on frozen features; ours
+    clone_windows:int=3000 # windows whose frozen features a clone learns from; ours
+    clone_epochs:float=4. # times that it sees each of them; ours
 
 @patch
 def check(self:AgentConfig):
-    at_least(self, 1, 'num_tasks', 'hidden', 'layers'); at_least(self, 0, 'mtp'); at_least(self, 3, 'num_bins')
+    at_least(self, 1, 'num_tasks', 'hidden', 'layers', 'clone_windows'); at_least(self, 0, 'mtp'); at_least(self, 3, 'num_bins')
     if self.num_bins % 2 == 0: refuse(self, 'num_bins', 'must be odd, so that one bin stands at zero')
-    share(self, 'mtp_decay'); above_zero(self, 'bin_range', 'mtp_decay')
+    share(self, 'mtp_decay'); above_zero(self, 'bin_range', 'mtp_decay', 'clone_epochs')
     if self.bin_range > 80: refuse(self, 'bin_range', 'must be at most 80, where float32 overflows')
 
 # %% ../nbs/00_config.ipynb #e916e718
@@ -387,7 +388,7 @@ def smoke()->Config: # seconds on one core
         tokenizer_training=StageConfig(**stage, single_image_fraction=0.5),
         dynamics=DynamicsConfig(width=32, depth=2, num_heads=2, num_kv_heads=1, context=8),
         dynamics_training=StageConfig(**stage, single_image_fraction=0.3),
-        agent=AgentConfig(mtp=2, hidden=32, layers=1, num_bins=41), agent_training=StageConfig(**stage, relevant_fraction=0.5),
+        agent=AgentConfig(mtp=2, hidden=32, layers=1, num_bins=41, clone_windows=16, clone_epochs=1), agent_training=StageConfig(**stage, relevant_fraction=0.5),
         imagination=ImaginationConfig(horizon=3, contexts=4, context_length=4, iterations=2, value_warmup=1),
         evaluation=EvaluationConfig(validation_worlds=2, test_worlds=2, temperatures=(1., 0.5)))
 

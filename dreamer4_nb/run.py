@@ -26,7 +26,7 @@ from .batches import Windows, LatentStore
 from .training import Learner, EMA, RMSNormalizer, load_model, make_accelerator, read_tensors, fill
 from .tokenizer import Tokenizer, tokenizer_loss
 from .dynamics import Dynamics, dynamics_loss, generate
-from .agent import Agent, Actor, agent_loss, clone_policy
+from .agent import Agent, Actor, agent_loss, clone_data, clone_policy
 from .heads import MLPHead
 from .pmpo import Imagination
 from . import evaluation as ev
@@ -189,7 +189,8 @@ def train(self:Run, name, model, loss_fn, stage, recordings, then=None, floor=1e
                           stage.clip or None, weights, callbacks=callbacks, normalizer=RMSNormalizer(floor=floor), seed=self.seed,
                           device=self.device, log_every=25, progress=self.progress, name=name)
         learner.fit(resume=True)
-        if then and not self.rank: then()
+        learner.accelerator.wait_for_everyone()   # the checkpoint is written
+        if then: then()
         note['frames'] = sum(b * t * w for b, t, w in self._shapes(stage)) * stage.steps
     return learner
 
@@ -254,15 +255,17 @@ def agent(self:Run):
 
 @patch
 def clones(self:Run):
-    "Fit the two clones on frozen features, where they are not there yet."
-    agent, train = self.trained('agent'), self.data()[0]
-    store, s = LatentStore(self.out / 'latents'), self.config.agent_training
-    for name, relevant in (('bc', True), ('bc_all', False)):
+    "Fit the two clones on frozen features, where they are not there yet; each process takes its part."
+    agent, train, c = self.trained('agent'), self.data()[0], self.config
+    for name in ('bc', 'bc_all')[self.rank::self.processes]:
         if (self.out / 'policies' / f'{name}.safetensors').exists(): continue
-        windows = Windows(train, 2 * s.batch_size, s.lengths[0][0], horizon=1, relevant_fraction=float(relevant), latents=store,
-                          fields=(), seed=self.seed + 1, relevant_within=self.config.imagination.horizon)
+        relevant = name == 'bc'
+        windows = Windows(train, 32, c.agent_training.lengths[0][0], horizon=1, relevant_fraction=float(relevant), fields=(),
+                          latents=LatentStore(self.out / 'latents'), seed=self.seed + 1, relevant_within=c.imagination.horizon)
         batches = ({k: v.to(self.device) for k, v in b.items()} for b in windows)
-        self.save_policy(name, clone_policy(agent, batches, self.config.agent.clone_steps, relevant, seed=self.seed))
+        features, actions = clone_data(agent, batches, c.agent.clone_windows, relevant)
+        self.save_policy(name, clone_policy(agent, features, actions, c.agent.clone_epochs, seed=self.seed))
+
 
 # %% ../nbs/40_whole_run.ipynb #628a8854
 from safetensors import SafetensorError
