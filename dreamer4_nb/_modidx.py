@@ -215,6 +215,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/dreamer4_nb', 'doc_host': 
                                       'dreamer4_nb.dynamics.Dynamics.forward': ( 'nbs/dynamics.html#dynamics.forward',
                                                                                  'dreamer4_nb/dynamics.py'),
                                       'dreamer4_nb.dynamics.Dynamics.loss': ('nbs/dynamics.html#dynamics.loss', 'dreamer4_nb/dynamics.py'),
+                                      'dreamer4_nb.dynamics.Dynamics.step_before': ( 'nbs/dynamics.html#dynamics.step_before',
+                                                                                     'dreamer4_nb/dynamics.py'),
                                       'dreamer4_nb.dynamics.dynamics_loss': ('nbs/dynamics.html#dynamics_loss', 'dreamer4_nb/dynamics.py'),
                                       'dreamer4_nb.dynamics.generate': ('nbs/dynamics.html#generate', 'dreamer4_nb/dynamics.py')},
             'dreamer4_nb.evaluation': { 'dreamer4_nb.evaluation.Cells': ('nbs/evaluation.html#cells', 'dreamer4_nb/evaluation.py'),

@@ -185,6 +185,7 @@ class DynamicsConfig(Part):
     soft_cap:object=None # attention logits are capped at this absolute value; None is off; ours (3.4, value silent)
     context:int=16 # frames that time layers look back over, the present one included; ours (paper: 192)
     mlp_ratio:float=2.667 # hidden channels of SwiGLU per channel of width; ours
+    frame_stack:bool=False # also show each space token the latents of the step before, its own and its neighbours'; False is the paper's attention alone; ours
     agent_view:bool=False # also show the agent token and its heads the latents of its own frame; False is the paper's attention alone; ours
 
 # %% ../nbs/00_config.ipynb #490d7752
@@ -207,6 +208,7 @@ class AgentConfig(Part):
     num_tasks:int=1 # tasks told apart by a one-hot (paper: 20)
     mtp:int=8 # farthest predicted distance in steps, L in (9); so mtp + 1 output layers
     mtp_decay:float=1. # loss weight of each distance relative to the one before; 1 weighs all alike as (9) does; ours
+    video_weight:float=1. # weight of the video loss in phase 2, beside cloning and reward with 1 each; ours
     hidden:int=192 # channels inside a head; ours (paper silent)
     layers:int=2 # hidden layers of a head; ours (paper silent)
     num_bins:int=255 # bins of the symexp two-hot; ours (paper silent)
@@ -216,7 +218,7 @@ class AgentConfig(Part):
 
 @patch
 def check(self:AgentConfig):
-    at_least(self, 1, 'num_tasks', 'hidden', 'layers', 'clone_windows'); at_least(self, 0, 'mtp'); at_least(self, 3, 'num_bins')
+    at_least(self, 1, 'num_tasks', 'hidden', 'layers', 'clone_windows'); at_least(self, 0, 'mtp', 'video_weight'); at_least(self, 3, 'num_bins')
     if self.num_bins % 2 == 0: refuse(self, 'num_bins', 'must be odd, so that one bin stands at zero')
     share(self, 'mtp_decay'); above_zero(self, 'bin_range', 'mtp_decay', 'clone_epochs')
     if self.bin_range > 80: refuse(self, 'bin_range', 'must be at most 80, where float32 overflows')
@@ -399,10 +401,13 @@ def laptop()->Config: # minutes on two cores
         tokenizer=TokenizerConfig(depth=2, num_latents=64, latent_dim=8, mask_fraction=0.1, context=8),
         # single frames mostly, some windows for the time layers: at this budget optimiser steps are what is scarce
         tokenizer_training=StageConfig(steps=2000, batch_size=16, length=((1, 9), (8, 1)), lr=1e-3, decay=0.4, ema=0.995),
-        # a row of eight latents per token; all signal levels weigh alike, since what an action does is learned from noise
-        dynamics=DynamicsConfig(packing=8, ramp_floor=1., pure_noise=0.3),
-        dynamics_training=StageConfig(steps=2400, batch_size=4, length=16, lr=2e-3, decay=0.5, ema=0.995, single_image_fraction=0.1),
-        agent=AgentConfig(), agent_training=StageConfig(steps=900, batch_size=8, length=16, lr=7e-4, decay=0.7, ema=0.99, relevant_fraction=0.5),
+        # a token per latent, narrow, that sees what was around it a step before: how the world moves is learned once for all places
+        dynamics=DynamicsConfig(width=96, num_heads=4, packing=1, ramp_floor=1., pure_noise=0.3, bootstrap_fraction=0.1,
+                                frame_stack=True, agent_view=True),
+        dynamics_training=StageConfig(steps=900, batch_size=4, length=16, lr=2e-3, decay=0.4, ema=0.99, single_image_fraction=0.1),
+        # what counts is the next action and this step's reward; farther ones, and the video loss, only help
+        agent=AgentConfig(mtp_decay=0.2, video_weight=0.2),
+        agent_training=StageConfig(steps=600, batch_size=8, length=16, lr=1.5e-3, decay=0.6, ema=0.99, relevant_fraction=0.5),
         imagination=ImaginationConfig(contexts=64, iterations=40, value_warmup=8),
         evaluation=EvaluationConfig(validation_worlds=64, test_worlds=64))
 

@@ -6,7 +6,8 @@
 __all__ = ['Dynamics', 'dynamics_loss', 'Dream', 'generate']
 
 # %% ../nbs/13_dynamics.ipynb #a784f19b
-import torch, torch.nn as nn
+import math
+import torch, torch.nn as nn, torch.nn.functional as F
 from fastcore.basics import patch
 from .config import DynamicsConfig
 from .actions import ActionCodec, ActionEmbedding
@@ -39,6 +40,8 @@ class Dynamics(nn.Module):
         self.feature_width = W + (num_latents * latent_dim if c.agent_view else 0)   # of what the heads read
         rows, cols = token_grid(num_latents)
         grid = (rows, cols // c.packing) if cols % c.packing == 0 else token_grid(self.tokens)
+        self.grid, self.reach = grid, [min(n, 3) // 2 for n in grid]   # how far the tokens see the step before
+        self.before = nn.Linear(size * math.prod(2 * n + 1 for n in self.reach), W, bias=False) if c.frame_stack else None
         self.pos = nn.Parameter(grid_positions(*grid, W, (rows * 2, cols * 2)))
         self.net = Transformer(W, c.depth, c.num_heads, c.num_kv_heads, c.time_every, c.context, c.mlp_ratio, c.soft_cap)
 
@@ -59,8 +62,9 @@ def forward(self:Dynamics,
     "Predict clean latents; with a task, also what the agent token has read."
     B, T, L, D = z.shape
     level = torch.cat([self.signal(signal_index), self.step(step_index)], -1)
-    action = self.action(actions, action_mask)
-    parts = [action, level[:, :, None], self.registers.expand(B, T, -1, -1), self.inp(z.reshape(B, T, self.tokens, -1)) + self.pos]
+    action, space = self.action(actions, action_mask), self.inp(z.reshape(B, T, self.tokens, -1)) + self.pos
+    if self.before is not None: space = space + self.before(self.step_before(z, single, cache, commit, paired))
+    parts = [action, level[:, :, None], self.registers.expand(B, T, -1, -1), space]
     if task is not None:
         agent = (self.agent + self.task(task))[:, None, None].expand(B, T, 1, -1)
         parts.append(agent if self.view is None else agent + action + self.view(z.flatten(2))[:, :, None])
@@ -71,6 +75,19 @@ def forward(self:Dynamics,
     prediction = self.out(h[:, :, :self.tokens]).view(B, T, L, D)
     if task is None: return prediction, None
     return prediction, h[:, :, -1] if self.view is None else torch.cat([h[:, :, -1], z.flatten(2)], -1)
+
+# %% ../nbs/13_dynamics.ipynb #13a0b0c2
+@patch
+def step_before(self:Dynamics, z, single, cache, commit, paired):
+    "The latents around every token one step earlier, zeros where there are none (B, T, tokens, channels): what `frame_stack` shows."
+    first = z.new_zeros(z[:, :1].shape) if cache is None or cache.last is None else cache.last
+    own = torch.cat([z[:len(z) - paired], z[:paired]])       # paired sequences have the past of the first ones
+    if cache is not None and commit: cache.last = z[:, -1:]
+    past = torch.cat([first, own[:, :-1]], 1)
+    if single is not None: past = past.masked_fill(single[:, None, None, None], 0.)
+    (rows, cols), (up, left) = self.grid, self.reach
+    padded = F.pad(past.reshape(*z.shape[:2], rows, cols, -1), (0, 0, left, left, up, up))
+    return torch.cat([padded[:, :, i:i + rows, j:j + cols] for i in range(2 * up + 1) for j in range(2 * left + 1)], -1).flatten(2, 3)
 
 # %% ../nbs/13_dynamics.ipynb #124f755f
 @patch

@@ -147,9 +147,9 @@ def record(self:Run):
     "Play and record the embedded world."
     from dreamer4_nb import world
     d = self.config.data
-    with self.stage('record') as note:
-        folders = world.record(self.out / 'recordings', d.task, d.episodes, d.seed, d.view, self.progress)
-        note['episodes'] = len(folders)
+    with self.stage('record') as note, self.together('record'):
+        world.record(self.out / 'recordings', d.task, d.episodes, d.seed, d.view, self.progress, part=(self.rank, self.processes))
+        note['episodes'] = d.episodes
 
 @patch
 def take(self:Run, source):
@@ -162,11 +162,11 @@ def take(self:Run, source):
     self.convert(source)
 
 @patch
-def convert(self:Run, source=None, workers=1):
+def convert(self:Run, source=None):
     "Decode recordings into memory maps."
     source = source or self.state['stages'].get('record', {}).get('source')
     with self.stage('convert') as note:
-        rows = rec.convert(source or self.out / 'recordings', self.out / 'converted', None, self.config.tokenizer.image_size, workers, self.progress)
+        rows = rec.convert(source or self.out / 'recordings', self.out / 'converted', None, self.config.tokenizer.image_size, self.processes, self.progress)
         note.update(frames=sum(r['steps'] + 1 for r in rows if r['status'] != 'set aside'), set_aside=sum(r['status'] == 'set aside' for r in rows))
 
 @patch
@@ -183,7 +183,7 @@ def train(self:Run, name, model, loss_fn, stage, recordings, then=None, floor=1e
                       horizon=self.config.agent.mtp, **windows)
     schedule = dict(warmup=stage.warmup, decay='linear', floor=0., decay_share=stage.decay)
     callbacks = [EMA(stage.ema)] if stage.ema else []
-    weights = dict(perceptual=self.config.tokenizer.perceptual_weight)
+    weights = dict(perceptual=self.config.tokenizer.perceptual_weight) | (dict(shortcut=self.config.agent.video_weight) if name == 'agent' else {})
     with self.stage(name) as note, self.together(name):
         learner = Learner(model, loss_fn, batches, stage.steps, self.out / name, stage.optimizer, stage.lr, stage.weight_decay, schedule,
                           stage.clip or None, weights, callbacks=callbacks, normalizer=RMSNormalizer(floor=floor), seed=self.seed,

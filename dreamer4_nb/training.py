@@ -568,7 +568,7 @@ def after_step(self:Log, learner):
         v = v.detach() if isinstance(v, torch.Tensor) else v
         n, total = self.sums.get(k, (0, 0.))
         self.sums[k] = n + 1, v + total
-    self.frames += frames_in(learner.source)
+    self.frames += frames_in(learner.source)*learner.accelerator.num_processes
     if self.bar is not None: self.bar.update()
     if learner.step % self.every == 0 or learner.step == learner.steps: self.write(learner)
 

@@ -115,7 +115,7 @@ class TimeCache:
     "Ring buffer of past keys and values for the time layers; `steps` counts the committed steps."
     def __init__(self,
         context:int,  # steps that a query may look back on, itself included
-    ): self.context, self.steps, self.layers = context, 0, {}
+    ): self.context, self.steps, self.layers, self.last = context, 0, {}, None   # last: for the model's own use
 
     def buffer(self, layer, like):
         "Keys and values of a layer (2, N, heads, context, head_dim), made on first use; fewer tokens read the first ones."

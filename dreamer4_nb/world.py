@@ -663,10 +663,11 @@ def record(
     view='grid',         # 'grid' or 'stock'
     progress=True,       # show a progress bar
     kind=None,           # a kind in `PLAYERS[task]`, to have only that one
+    part=(0, 1),         # (i, n): only every n-th episode, from the i-th on, so that n processes can share the work
 ):                       # list of the episodes' folders
     "Write episodes of drawn players in MineRL's layout; finished ones are left as they are."
     world, folders = make_world(task, view), []
-    for i in tqdm(range(episodes), desc=f'record {world.env_id}', disable=not progress):
+    for i in tqdm(range(part[0], episodes, part[1]), desc=f'record {world.env_id}', disable=not progress):
         name = f'seed{seed}_{i:05d}'
         folders.append(Path(root)/world.env_id/f'v3_{name}')
         if folders[-1].exists(): continue
