@@ -262,6 +262,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/dreamer4_nb', 'doc_host': 
                                                                                'dreamer4_nb/evaluation.py'),
                                         'dreamer4_nb.evaluation.fingerprint': ( 'nbs/evaluation.html#fingerprint',
                                                                                 'dreamer4_nb/evaluation.py'),
+                                        'dreamer4_nb.evaluation.imagined_and_real': ( 'nbs/evaluation.html#imagined_and_real',
+                                                                                      'dreamer4_nb/evaluation.py'),
                                         'dreamer4_nb.evaluation.ladder': ('nbs/evaluation.html#ladder', 'dreamer4_nb/evaluation.py'),
                                         'dreamer4_nb.evaluation.ladder_table': ( 'nbs/evaluation.html#ladder_table',
                                                                                  'dreamer4_nb/evaluation.py'),

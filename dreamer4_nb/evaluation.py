@@ -7,7 +7,7 @@ __all__ = ['FIRST_SEED', 'CELL_VERSION', 'FORMS', 'NAMES', 'world_seeds', 'lands
            'scripted_player', 'random_returns', 'scripted_returns', 'film_strip', 'save_film', 'fingerprint', 'Cells',
            'cell_seed', 'evaluate_policies', 't_quantile', 'mean_interval', 'paired_difference', 'two_level_bootstrap',
            'describe', 'policy_table', 'markdown_table', 'ladder', 'ladders', 'ladder_table', 'reconstruct',
-           'reconstruction_scores', 'dream_on', 'rollouts', 'compare_rollouts', 'rollout_scores']
+           'reconstruction_scores', 'dream_on', 'rollouts', 'compare_rollouts', 'rollout_scores', 'imagined_and_real']
 
 # %% ../nbs/24_evaluation.ipynb #bdf0f0a8
 import hashlib, json, math, os
@@ -23,6 +23,7 @@ from .batches import Windows
 from .tokenizer import psnr
 from .dynamics import Dream
 from .agent import Actor
+from .imagination import imagine
 
 # %% ../nbs/24_evaluation.ipynb #5cf796db
 FIRST_SEED = dict(validation=1_000_000, test=2_000_000)   # up to a million worlds each
@@ -486,3 +487,30 @@ def compare_rollouts(
 def rollout_scores(tokenizer, dynamics, recordings, latents, n=64, context=8, steps=15, seed=0, K=None): # see `rollouts`
     "`rollouts`, compared."
     return compare_rollouts(rollouts(tokenizer, dynamics, recordings, latents, n, context, steps, seed, K), context)
+
+# %% ../nbs/24_evaluation.ipynb #24b0c0d2
+@torch.no_grad()
+def imagined_and_real(
+    tokenizer, agent, policy, # as for `Actor`
+    task='collect_wood', view='grid', # see `make_world`
+    worlds=32,                # test worlds
+    moments=(8, 40, 70),      # steps of an episode at which to look ahead, each at least `context`
+    context=8,                # frames that the model is shown
+    horizon=15,               # steps that are dreamed and played
+    seed=0,                   # of actions and noise
+):                            # dict: imagined, real: sums of the next rewards, floats, one for each world and moment
+    "What a policy expects of its next steps, and what it then receives."
+    true, g = VectorWorlds(task, world_seeds('test', worlds), view), torch.Generator().manual_seed(seed)
+    actor, frames, actions, rewards = Actor(tokenizer, agent, policy, generator=g), [true.reset()], [], []
+    for _ in range(max(moments) + horizon):
+        actions.append(actor.act(frames[-1]))
+        frame, reward, *_ = true.step(actions[-1][:, 0].tolist())
+        frames.append(frame); rewards.append(reward)
+    device, led = _device(agent), torch.stack([torch.zeros_like(actions[0]), *actions], 1)   # index t led to frame t
+    seen, received, out = np.stack(frames, 1), np.stack(rewards, 1), dict(imagined=[], real=[])
+    for m in moments:
+        past = slice(m - context + 1, m + 1)
+        z = tokenizer.encode(torch.from_numpy(seen[:, past]).to(device))
+        dreamed = imagine(agent, z, led[:, past].to(device), horizon=horizon, policy=policy, generator=g)
+        out['imagined'] += dreamed.rewards.sum(1).tolist(); out['real'] += received[:, m:m + horizon].sum(1).tolist()
+    return {k: [round(float(x), 3) for x in v] for k, v in out.items()}

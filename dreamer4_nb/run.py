@@ -337,9 +337,11 @@ def evaluate(self:Run):
         scores = ev.reconstruction_scores(tok, held, seed=self.seed)
         rollout = ev.rollout_scores(tok, agent.dynamics, held, store, seed=self.seed)
         note['worlds'] = dict(validation=c.evaluation.validation_worlds, test=c.evaluation.test_worlds)
+        pair = ev.imagined_and_real(tok, agent, self.policy('imagination', agent), c.data.task, c.data.view, c.evaluation.test_worlds,
+                                    horizon=c.imagination.horizon, seed=self.seed)
         self.pictures(tok, agent, {name: self.policy(name, agent) for name in POLICIES})
     results = dict(seed=self.seed, task=c.data.task, minutes={k: v['minutes'] for k, v in self.state['stages'].items()},
-                   tokenizer_psnr=scores['psnr'], tokenizer=scores, rollout=rollout, policies=policies, worlds=note['worlds'])
+                   tokenizer_psnr=scores['psnr'], tokenizer=scores, rollout=rollout, imagined_vs_real=pair, policies=policies, worlds=note['worlds'])
     if 'achievements' in policies['random']: results['ladder'] = ev.ladders(policies)
     write_json(self.out / 'results.json', results)
     return results
