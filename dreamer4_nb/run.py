@@ -294,7 +294,7 @@ def imagination(self:Run):
     "Phase 3: learn from dreams."
     c, agent = self.config.imagination, self.trained('agent')
     n, store = self.processes, LatentStore(self.out / 'latents')
-    windows = Windows(self.data()[0], max(1, c.contexts // n), c.context_length, horizon=1, relevant_fraction=.5, relevant_within=c.horizon,
+    windows = Windows(self.data()[0], max(1, c.contexts // n), c.context_length + c.horizon, horizon=1, relevant_fraction=.5, relevant_within=0,
                       latents=store, fields=(), seed=self.seed + 2).shard(self.rank, n)
     with self.stage('imagination') as note, self.together('imagination'):
         make_accelerator(self.device)   # joins the processes
@@ -303,7 +303,7 @@ def imagination(self:Run):
         for i in bar:
             m = phase.step({k: v.to(self.device) for k, v in next(windows).items()})
             if i == c.value_warmup: kept['first'] = phase.advantage.numpy()
-            bar.set_postfix(reward=f'{m["imagined_reward"]:.3f}', value=f'{m["values"]:.2f}')
+            bar.set_postfix(reward=f'{m.get("imagined_reward", 0.):.3f}', value=f'{m["values"]:.2f}')
         if self.rank: return
         kept['last'] = phase.advantage.numpy()
         self.save_policy('imagination', phase.policy)

@@ -8,7 +8,7 @@ __all__ = ['constants', 'engine', 'objects', 'environment', 'MOVES', 'BASIC_ACTI
            'WALKABLE', 'CELL', 'COLUMNS', 'ROWS', 'THINGS', 'THING', 'ASLEEP', 'FIRST_ITEM', 'WALK', 'CHOP', 'DIG',
            'SOURCE', 'PLAYERS', 'CrafterModule', 'Task', 'simplex_noise', 'generate_terrain', 'spread', 'within_reach',
            'generate_world', 'textures', 'ground_cell', 'cell_table', 'SimpleWorld', 'CrafterWorld', 'make_world',
-           'by_material', 'next_move', 'Player', 'NearestTree', 'visible_cells', 'RandomTree', 'Wanderer',
+           'by_material', 'next_move', 'Player', 'NearestTree', 'visible_cells', 'RandomTree', 'Wanderer', 'Bumper',
            'WaterSeeker', 'ToolMaker', 'draw_player', 'expert', 'play_episode', 'classify_cells', 'material_scores',
            'VectorWorlds', 'record']
 
@@ -450,6 +450,12 @@ class Wanderer(Player):
         if self.heading is None or blocked or self.random.random() < 0.15: self.heading = list(MOVES)[self.random.integers(4)]
         return self.heading
 
+class Bumper(Wanderer):
+    "Goes one way for a while and does not look, so that recordings also show what happens at trees, water and stone."
+    def intend(self, world):
+        if self.heading is None or self.random.random() < 0.2: self.heading = list(MOVES)[self.random.integers(4)]
+        return self.heading
+
 # %% ../nbs/03_world.ipynb #5bbe9cc8
 class WaterSeeker(Wanderer):
     "Goes to the nearest water, drinks, wanders, and comes back."
@@ -552,7 +558,8 @@ PLAYERS = dict(         # task -> kind -> (share of episodes, player, least nois
     collect_wood=dict(
         nearest_tree=(0.25, NearestTree, 0.3, 0.9),
         random_tree=(0.35, RandomTree, 0.2, 0.6),
-        wanderer=(0.25, Wanderer, 0.2, 0.6),
+        wanderer=(0.1, Wanderer, 0.2, 0.6),
+        bumper=(0.15, Bumper, 0.2, 0.6),
         water_seeker=(0.15, WaterSeeker, 0.2, 0.6)),
     tools=dict(
         wanderer=(0.1, Wanderer, 0.2, 0.6),
