@@ -328,6 +328,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/dreamer4_nb', 'doc_host': 
                                   'dreamer4_nb.pmpo.Imagination.update_value': ( 'nbs/pmpo.html#imagination.update_value',
                                                                                  'dreamer4_nb/pmpo.py'),
                                   'dreamer4_nb.pmpo.explained': ('nbs/pmpo.html#explained', 'dreamer4_nb/pmpo.py'),
+                                  'dreamer4_nb.pmpo.follow': ('nbs/pmpo.html#follow', 'dreamer4_nb/pmpo.py'),
                                   'dreamer4_nb.pmpo.pmpo_loss': ('nbs/pmpo.html#pmpo_loss', 'dreamer4_nb/pmpo.py')},
             'dreamer4_nb.recordings': { 'dreamer4_nb.recordings.Episode': ('nbs/recordings.html#episode', 'dreamer4_nb/recordings.py'),
                                         'dreamer4_nb.recordings.Episode.__len__': ( 'nbs/recordings.html#episode.__len__',

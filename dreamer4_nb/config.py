@@ -235,19 +235,22 @@ class ImaginationConfig(Part):
     contexts:int=128 # rollouts per iteration, each from its own context; ours (paper silent)
     context_length:int=8 # real frames before a rollout; ours (paper silent)
     iterations:int=60 # rounds of dreaming and updating; ours (paper silent)
-    value_warmup:int=10 # first iterations in which only the value head learns; ours
+    value_warmup:int=10 # first iterations, in which the value head alone learns, from the recordings themselves; ours
     value_ema:float=0.98 # decay per update of the slow value head that makes the targets; ours (paper silent)
     value_updates:int=20 # updates of the value head per iteration; ours
     policy_updates:int=4 # updates of the policy head per iteration; ours
-    replay:int=4 # latest rollouts that the value head learns from; ours
-    lr:float=3e-4 # learning rate of policy and value head; ours (paper silent)
+    policy_ema:float=0.95 # decay per update of the averaged policy head, which is the one that is kept; 0 keeps the newest; ours
+    replay:int=4 # latest iterations whose rollouts are learned from; ours
+    lr:float=3e-4 # learning rate of the policy head; ours (paper silent)
+    value_lr:float=1e-3 # learning rate of the value head; ours (paper silent)
 
 # %% ../nbs/00_config.ipynb #194480e0
 @patch
 def check(self:ImaginationConfig):
     at_least(self, 1, 'horizon', 'contexts', 'context_length', 'iterations'); at_least(self, 0, 'value_warmup', 'beta')
-    share(self, 'gamma', 'lambda_', 'alpha', 'value_ema'); above_zero(self, 'gamma', 'lr')
-    if self.value_ema == 1: refuse(self, 'value_ema', 'must be less than 1, or the slow value never moves')
+    share(self, 'gamma', 'lambda_', 'alpha', 'value_ema', 'policy_ema'); above_zero(self, 'gamma', 'lr', 'value_lr')
+    for n in ('value_ema', 'policy_ema'):
+        if getattr(self, n) == 1: refuse(self, n, 'must be less than 1, or the average never moves')
     if self.value_warmup >= self.iterations:
         refuse(self, 'value_warmup', f'must be less than iterations = {self.iterations}, or the policy never learns')
 

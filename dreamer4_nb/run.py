@@ -306,7 +306,7 @@ def imagination(self:Run):
             bar.set_postfix(reward=f'{m.get("imagined_reward", 0.):.3f}', value=f'{m["values"]:.2f}')
         if self.rank: return
         kept['last'] = phase.advantage.numpy()
-        self.save_policy('imagination', phase.policy)
+        self.save_policy('imagination', phase.average)
         write_json(self.out / 'imagination' / 'history.json', phase.history)
         with new_file(self.out / 'imagination' / 'advantages.npz') as path: np.savez(path, **kept)
         note['frames'] = c.iterations * c.contexts * c.horizon
