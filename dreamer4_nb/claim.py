@@ -32,7 +32,7 @@ def one_seed(out,           # folder of the run
         extra = (time.time() - start) / 60
     keep = lambda d, *names: {n: d[n] for n in names}
     return dict(seed=config.data.seed, minutes=results['minutes'], protocol_minutes=round(extra, 2), tokenizer_psnr=results['tokenizer_psnr'],
-                rollout=keep(results['rollout'], 'psnr', 'repeat_last', 'shuffled'),
+                rollout=keep(results['rollout'], 'psnr', 'repeat_last', 'shuffled'), reward=results['reward'],
                 policies={n: {k: p[k] for k in ('returns', 'temperature', 'achievements') if k in p} for n, p in policies.items()})
 
 # %% ../nbs/42_claim.ipynb #1f533706

@@ -68,7 +68,7 @@ class Run:
         self.processes = int(os.environ.get('WORLD_SIZE', 0)) or processes or (1 if alone else 2)
         if not path.exists():
             self.state = dict(format=FORMAT, version=VERSION, task=config.data.task, size=config.name, seed=config.data.seed,
-                              config=config.to_dict(), machine=machine(device) | dict(processes=self.processes), versions=versions(), stages={})
+                              config=config.to_dict(), machine=self._machine(), versions=versions(), stages={})
             write_json(path, self.state)
 
     def _open(self, path, config):
@@ -83,6 +83,11 @@ class Run:
         except ValueError as e: raise RunError(f'{path}: config: {e}; {mend}') from None
         if config is not None and config != self.config:
             raise RunError(f'{path}: config: holds a run of another configuration (task, size, seed or minutes differ); name another --out')
+
+    def _machine(self):
+        "What the figures of this run are measured on, with the processes that share the work and their threads."
+        n = self.processes
+        return machine(self.device) | dict(processes=n) | (dict(threads=max(1, os.cpu_count() // n)) if n > 1 else {})
 
     def done(self, stage): return stage in self.state['stages']
 
@@ -337,11 +342,12 @@ def evaluate(self:Run):
         scores = ev.reconstruction_scores(tok, held, seed=self.seed)
         rollout = ev.rollout_scores(tok, agent.dynamics, held, store, seed=self.seed)
         note['worlds'] = dict(validation=c.evaluation.validation_worlds, test=c.evaluation.test_worlds)
+        reward = ev.reward_scores(agent, held, store, seed=self.seed)
         pair = ev.imagined_and_real(tok, agent, self.policy('imagination', agent), c.data.task, c.data.view, c.evaluation.test_worlds,
                                     horizon=c.imagination.horizon, seed=self.seed)
         self.pictures(tok, agent, {name: self.policy(name, agent) for name in POLICIES})
     results = dict(seed=self.seed, task=c.data.task, minutes={k: v['minutes'] for k, v in self.state['stages'].items()},
-                   tokenizer_psnr=scores['psnr'], tokenizer=scores, rollout=rollout, imagined_vs_real=pair, policies=policies, worlds=note['worlds'])
+                   tokenizer_psnr=scores['psnr'], tokenizer=scores, rollout=rollout, reward=reward, imagined_vs_real=pair, policies=policies, worlds=note['worlds'])
     if 'achievements' in policies['random']: results['ladder'] = ev.ladders(policies)
     write_json(self.out / 'results.json', results)
     return results
