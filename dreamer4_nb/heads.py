@@ -22,7 +22,8 @@ class TwoHot(nn.Module):
     ):
         super().__init__()
         if num_bins < 3 or num_bins % 2 == 0: raise ValueError(f'num_bins={num_bins} must be odd and at least 3')
-        self.register_buffer('bins', symexp(torch.linspace(-bin_range, bin_range, num_bins)), persistent=False)
+        half = symexp(torch.linspace(0, bin_range, num_bins // 2 + 1))     # mirrored, so that the middle is exactly zero
+        self.register_buffer('bins', torch.cat([-half[1:].flip(0), half]), persistent=False)
 
 # %% ../nbs/20_heads.ipynb #606612b1
 @patch
