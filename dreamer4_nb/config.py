@@ -405,14 +405,15 @@ def laptop()->Config: # minutes on two cores
         # single frames mostly, some windows for the time layers: at this budget optimiser steps are what is scarce
         tokenizer_training=StageConfig(steps=2000, batch_size=16, length=((1, 9), (8, 1)), lr=1e-3, decay=0.4, ema=0.995),
         # a token per latent, narrow, that sees what was around it a step before: how the world moves is learned once for all places
-        dynamics=DynamicsConfig(width=96, num_heads=4, packing=1, ramp_floor=1., pure_noise=0.3, bootstrap_fraction=0.1,
+        dynamics=DynamicsConfig(width=96, num_heads=4, packing=1, sample_steps=2, ramp_floor=1., pure_noise=0.3, bootstrap_fraction=0.1,
                                 frame_stack=True, agent_view=True),
         dynamics_training=StageConfig(steps=900, batch_size=4, length=16, lr=2e-3, decay=0.4, ema=0.99, single_image_fraction=0.1),
         # what counts is the next action and this step's reward; farther ones, and the video loss, only help
         agent=AgentConfig(mtp_decay=0.2, video_weight=0.2),
         agent_training=StageConfig(steps=600, batch_size=8, length=16, lr=1.5e-3, decay=0.6, ema=0.99, relevant_fraction=0.5),
-        imagination=ImaginationConfig(contexts=64, iterations=40, value_warmup=8),
-        evaluation=EvaluationConfig(validation_worlds=64, test_worlds=64))
+        # a tree is some steps away, so ten steps' foresight is enough; few samples make a noisy teacher: small steps, near the clone
+        imagination=ImaginationConfig(gamma=0.9, beta=0.5, contexts=96, iterations=84, value_warmup=24, value_updates=20, policy_updates=6, lr=1e-4),
+        evaluation=EvaluationConfig(validation_worlds=32, test_worlds=32))
 
 # %% ../nbs/00_config.ipynb #2e0b038e
 def gpu()->Config: # hours on one graphics card

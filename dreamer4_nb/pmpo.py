@@ -124,7 +124,7 @@ def step(self:Imagination, batch):
     warm = self.iteration < c.value_warmup
     roll = self.recorded(batch) if warm else self.dream(batch)
     if self.iteration == c.value_warmup: self.dreams = []
-    self.dreams = [roll, *self.dreams][:c.replay]
+    self.dreams = [roll, *self.dreams][:None if warm else c.replay]      # recordings do not grow old
     rng = torch.Generator().manual_seed(self.iteration)
     any_dream = lambda: self.dreams[torch.randint(len(self.dreams), (1,), generator=rng).item()]
     for _ in range(c.value_updates): value_loss = self.update_value(any_dream())
