@@ -412,7 +412,7 @@ def laptop()->Config: # minutes on two cores
         agent=AgentConfig(mtp_decay=0.2, video_weight=0.2),
         agent_training=StageConfig(steps=600, batch_size=8, length=16, lr=1.5e-3, decay=0.6, ema=0.99, relevant_fraction=0.5),
         # a tree is some steps away, so ten steps' foresight is enough; few samples make a noisy teacher: small steps, near the clone
-        imagination=ImaginationConfig(gamma=0.9, beta=0.5, contexts=96, iterations=84, value_warmup=24, value_updates=20, policy_updates=6, lr=1e-4),
+        imagination=ImaginationConfig(gamma=0.9, beta=0.5, contexts=96, iterations=70, value_warmup=24, value_updates=20, policy_updates=6, lr=1e-4),
         evaluation=EvaluationConfig(validation_worlds=32, test_worlds=32))
 
 # %% ../nbs/00_config.ipynb #2e0b038e
