@@ -80,13 +80,14 @@ class DataConfig(Part):
     view:str='grid' # 'grid' (8-pixel cells, daylight) or 'stock' (Crafter's own); ours
     episodes:int=600 # recorded episodes; ours (the paper has 2541 hours of play, 4)
     held_out:float=0.1 # share of the episodes kept from training; ours
+    relevant_within:int=15 # steps after a window in which a reward still makes it relevant to the task; ours (3.3, number silent)
     seed:int=0 # seed of worlds, players and of everything trained on them; ours
 
 # %% ../nbs/00_config.ipynb #dc8a6494
 @patch
 def check(self:DataConfig):
     one_of(self, 'task', TASKS); one_of(self, 'view', VIEWS)
-    at_least(self, 2, 'episodes'); at_least(self, 0, 'seed')
+    at_least(self, 2, 'episodes'); at_least(self, 0, 'seed', 'relevant_within')
     if not 0 < self.held_out < 1: refuse(self, 'held_out', 'must lie between 0 and 1, both excluded')
 
 # %% ../nbs/00_config.ipynb #7615716e
@@ -411,8 +412,8 @@ def laptop()->Config: # minutes on two cores
         # what counts is the next action and this step's reward; farther ones, and the video loss, only help
         agent=AgentConfig(mtp_decay=0.2, video_weight=0.2),
         agent_training=StageConfig(steps=600, batch_size=8, length=16, lr=1.5e-3, decay=0.6, ema=0.99, relevant_fraction=0.5),
-        # a tree is some steps away, so ten steps' foresight is enough; few samples make a noisy teacher: small steps, near the clone
-        imagination=ImaginationConfig(gamma=0.9, beta=0.5, contexts=96, iterations=70, value_warmup=24, value_updates=20, policy_updates=6, lr=1e-4),
+        # a tree is some steps away, so ten steps' foresight are enough; many dreams and small steps, since one dream is a noisy teacher
+        imagination=ImaginationConfig(horizon=10, gamma=0.9, contexts=128, iterations=114, value_warmup=24, value_updates=12, policy_updates=6, lr=1e-4),
         evaluation=EvaluationConfig(validation_worlds=32, test_worlds=32))
 
 # %% ../nbs/00_config.ipynb #2e0b038e

@@ -184,7 +184,7 @@ def data(self:Run):
 def train(self:Run, name, model, loss_fn, stage, recordings, then=None, floor=1e-4, **windows):
     "Train one stage by its StageConfig, then do what belongs to it as well; goes on from its checkpoint."
     batches = Windows(recordings, max(1, stage.batch_size // self.processes), stage.length, relevant_fraction=stage.relevant_fraction, seed=self.seed,
-                      single_image_fraction=stage.single_image_fraction, relevant_within=self.config.imagination.horizon,
+                      single_image_fraction=stage.single_image_fraction, relevant_within=self.config.data.relevant_within,
                       horizon=self.config.agent.mtp, **windows)
     schedule = dict(warmup=stage.warmup, decay='linear', floor=0., decay_share=stage.decay)
     callbacks = [EMA(stage.ema)] if stage.ema else []
@@ -266,7 +266,7 @@ def clones(self:Run):
         if (self.out / 'policies' / f'{name}.safetensors').exists(): continue
         relevant = name == 'bc'
         windows = Windows(train, 32, c.agent_training.lengths[0][0], horizon=1, relevant_fraction=float(relevant), fields=(),
-                          latents=LatentStore(self.out / 'latents'), seed=self.seed + 1, relevant_within=c.imagination.horizon)
+                          latents=LatentStore(self.out / 'latents'), seed=self.seed + 1, relevant_within=c.data.relevant_within)
         batches = ({k: v.to(self.device) for k, v in b.items()} for b in windows)
         features, actions = clone_data(agent, batches, c.agent.clone_windows, relevant)
         self.save_policy(name, clone_policy(agent, features, actions, c.agent.clone_epochs, seed=self.seed))
