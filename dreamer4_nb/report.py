@@ -207,7 +207,8 @@ def plot_advantages(
     return fig
 
 # %% ../nbs/41_report.ipynb #4748ca70
-HISTORY = [('imagined reward per step', ('imagined_reward',)), ('imagined return and value', ('returns', 'values')),
+HISTORY = [('reward per step, recorded in the warm-up, then imagined', ('imagined_reward', 'recorded_reward')), ('return and value', ('returns', 'values')),
+           ('share of the returns that the values explain', ('explained',)),
            ('entropy of the policy', ('entropy',)), ('KL to the clone', ('kl',)), ('share of positive advantages', ('positive',))]
 
 def plot_history(
