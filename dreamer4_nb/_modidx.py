@@ -521,6 +521,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/dreamer4_nb', 'doc_host': 
                                  'dreamer4_nb.run._choose': ('nbs/whole_run.html#_choose', 'dreamer4_nb/run.py'),
                                  'dreamer4_nb.run._command': ('nbs/whole_run.html#_command', 'dreamer4_nb/run.py'),
                                  'dreamer4_nb.run._free_port': ('nbs/whole_run.html#_free_port', 'dreamer4_nb/run.py'),
+                                 'dreamer4_nb.run._helper': ('nbs/whole_run.html#_helper', 'dreamer4_nb/run.py'),
                                  'dreamer4_nb.run._only_one': ('nbs/whole_run.html#_only_one', 'dreamer4_nb/run.py'),
                                  'dreamer4_nb.run._refuse_argument': ('nbs/whole_run.html#_refuse_argument', 'dreamer4_nb/run.py'),
                                  'dreamer4_nb.run.cli_convert': ('nbs/whole_run.html#cli_convert', 'dreamer4_nb/run.py'),

@@ -43,7 +43,7 @@ def outcome(self:Agent, h):
 # %% ../nbs/21_agent.ipynb #f0fef3d0
 @patch
 def head_losses(self:Agent,
-    h,               # agent features (B, T, width)
+    h,               # agent features (B, T, feature_width)
     batch,           # a batch of windows (see the batches chapter)
     clone,           # (B,) bool, sequences that the policy copies
     reward_loss=None,# function(two_hot, logits, targets) -> (...) loss; None: two-hot cross-entropy
@@ -86,7 +86,7 @@ def features(self:Agent,
     action_mask=None,  # (B, T)
     task=None,         # (B,) long; None: task 0
     generator=None,    # torch.Generator of the context noise
-):                     # (B, T, width)
+):                     # (B, T, feature_width)
     "Agent features of known steps."
     if task is None: task = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
     return Dream(self.dynamics, task, generator=generator).observe(latents, actions, action_mask)
@@ -97,21 +97,22 @@ def clone_data(agent,         # Agent
                batches,       # iterator of windows with latents
                windows:int,   # how many to read
                relevant_only=False, # leave the other windows out
-              ):              # features (N, width), actions (N, components)
+              ):              # features (N, feature_width), actions (N, components)
     "What the agent saw in recorded windows, and what the player then did."
     seen, done = [], []
-    while sum(map(len, done)) == 0 or windows > 0:
+    while windows > 0:
         b = next(batches)
         T = b['latents'].shape[1]
         h = agent.features(b['latents'], b['actions'][:, :T], b['action_mask'][:, :T])
         use = b['action_mask'][:, 1:T + 1] & (b['relevant'][:, None] if relevant_only else True)
         seen.append(h[use]); done.append(b['actions'][:, 1:T + 1][use])
         windows -= len(h)
+    if not sum(map(len, done)): raise ValueError('recordings: no known action in the windows read; cloning needs labelled episodes')
     return torch.cat(seen), torch.cat(done)
 
 # %% ../nbs/21_agent.ipynb #7cf8eb01
 def clone_policy(agent,        # Agent, its transformer stays as it is
-                 features,     # (N, width), see `clone_data`
+                 features,     # (N, feature_width), see `clone_data`
                  actions,      # (N, components)
                  epochs:float=4.,  # how often each is seen
                  batch_size:int=256,

@@ -161,7 +161,7 @@ def check(self:TokenizerConfig):
     if any(s % self.patch_size for s in self.frame_size):
         up = tuple(-(-s//self.patch_size)*self.patch_size for s in self.frame_size)
         refuse(self, 'image_size', f'must be a multiple of patch_size = {self.patch_size}; pad to {up}')
-    check_transformer(self); share(self, 'max_mask'); one_of(self, 'perceptual', PERCEPTUAL)
+    check_transformer(self); share(self, 'max_mask', 'mask_fraction'); one_of(self, 'perceptual', PERCEPTUAL)
     at_least(self, 0, 'perceptual_weight')
 
 # %% ../nbs/00_config.ipynb #fb417d25
@@ -200,7 +200,7 @@ def check(self:DynamicsConfig):
     if not _power_of_two(self.k_max): refuse(self, 'k_max', 'must be a power of two')
     if self.k_max % self.sample_steps:
         refuse(self, 'sample_steps', f'must divide k_max = {self.k_max}, so that every step lands on the trained grid')
-    share(self, 'context_signal', 'context_fraction', 'bootstrap_fraction'); above_zero(self, 'context_signal')
+    share(self, 'context_signal', 'context_fraction', 'bootstrap_fraction', 'pure_noise', 'ramp_floor'); above_zero(self, 'context_signal')
 
 # %% ../nbs/00_config.ipynb #8bc65020
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +248,7 @@ class ImaginationConfig(Part):
 # %% ../nbs/00_config.ipynb #194480e0
 @patch
 def check(self:ImaginationConfig):
-    at_least(self, 1, 'horizon', 'contexts', 'context_length', 'iterations'); at_least(self, 0, 'value_warmup', 'beta')
+    at_least(self, 1, 'horizon', 'contexts', 'context_length', 'iterations', 'value_updates', 'policy_updates', 'replay'); at_least(self, 0, 'value_warmup', 'beta')
     share(self, 'gamma', 'lambda_', 'alpha', 'value_ema', 'policy_ema'); above_zero(self, 'gamma', 'lr', 'value_lr')
     for n in ('value_ema', 'policy_ema'):
         if getattr(self, n) == 1: refuse(self, n, 'must be less than 1, or the average never moves')
@@ -328,6 +328,7 @@ class Config(Part):
 @patch
 def check(self:Config):
     if not self.name: refuse(self, 'name', 'must not be empty')
+    above_zero(self, 'minutes')
     t, d, im = self.tokenizer, self.dynamics, self.imagination
     if t.num_latents % d.packing: refuse(d, 'packing', f'must divide tokenizer.num_latents = {t.num_latents}')
     if im.context_length > d.context: refuse(im, 'context_length', f'must be at most dynamics.context = {d.context}')
@@ -389,7 +390,7 @@ def change(self:Config,
 def smoke()->Config: # seconds on one core
     "The smallest run that goes through every line"
     stage = dict(steps=4, warmup=1, batch_size=2, length=8)
-    return Config(name='smoke', data=DataConfig(episodes=6, held_out=0.34),
+    return Config(name='smoke', minutes=1., data=DataConfig(episodes=6, held_out=0.34),
         tokenizer=TokenizerConfig(width=32, depth=2, num_heads=2, num_latents=8, latent_dim=8, context=8),
         tokenizer_training=StageConfig(**stage, single_image_fraction=0.5),
         dynamics=DynamicsConfig(width=32, depth=2, num_heads=2, num_kv_heads=1, context=8),
@@ -420,7 +421,7 @@ def laptop()->Config: # minutes on two cores
 def gpu()->Config: # hours on one graphics card
     "A larger model of the same world"
     stage = dict(batch_size=64, length=((16, 3), (64, 1)), warmup=500)
-    return Config(name='gpu', data=DataConfig(episodes=5000),
+    return Config(name='gpu', minutes=300., data=DataConfig(episodes=5000),
         tokenizer=TokenizerConfig(width=512, depth=4, num_heads=8, num_registers=4, context=32),
         tokenizer_training=StageConfig(**stage, steps=30_000, single_image_fraction=0.3),
         dynamics=DynamicsConfig(width=512, depth=8, num_heads=8, num_kv_heads=2, time_every=4, num_registers=4, k_max=16, context=32),
@@ -432,7 +433,7 @@ def gpu()->Config: # hours on one graphics card
 def paper()->Config: # many accelerators
     "Minecraft at the paper's size (4.1); depth, width and heads are ours, as the paper is silent on them"
     stage = dict(batch_size=256, length=((64, 3), (256, 1)), warmup=2000)
-    return Config(name='paper', data=DataConfig(task='recordings', episodes=30_000, held_out=0.02),
+    return Config(name='paper', minutes=100_000., data=DataConfig(task='recordings', episodes=30_000, held_out=0.02),
         tokenizer=TokenizerConfig(image_size=(384, 640), patch_size=16, width=1024, depth=16, num_heads=16, num_latents=512,
             latent_dim=16, num_registers=8, perceptual='lpips', soft_cap=50., context=192),
         tokenizer_training=StageConfig(**stage, steps=300_000, single_image_fraction=0.3),

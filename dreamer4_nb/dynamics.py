@@ -78,8 +78,14 @@ def forward(self:Dynamics,
 
 # %% ../nbs/13_dynamics.ipynb #13a0b0c2
 @patch
-def step_before(self:Dynamics, z, single, cache, commit, paired):
-    "The latents around every token one step earlier, zeros where there are none (B, T, tokens, channels): what `frame_stack` shows."
+def step_before(self:Dynamics,
+    z,       # latents (B, T, L, D)
+    single,  # (B,) bool or None: separate images, which have no step before
+    cache,   # TimeCache or None
+    commit,  # remember the last step in the cache
+    paired,  # the last so many sequences see the past of the first ones
+):           # (B, T, tokens, places * packing * D)
+    "The latents around every token one step earlier, zeros where there are none: what `frame_stack` shows."
     first = z.new_zeros(z[:, :1].shape) if cache is None or cache.last is None else cache.last
     own = torch.cat([z[:len(z) - paired], z[:paired]])       # paired sequences have the past of the first ones
     if cache is not None and commit: cache.last = z[:, -1:]
@@ -100,7 +106,7 @@ def loss(self:Dynamics,
     task=None,       # (B,) long: also return agent features
     count=None,      # sequences, from the first on, that train the video loss; None: all
     target=bootstrap_target, # how large steps are taught
-):                   # scalar, metrics, agent features (B, T, width) or None
+):                   # scalar, metrics, agent features (B, T, feature_width) or None
     "Shortcut forcing loss of a window of latents, with agent features on request."
     (B, T), levels, seen = latents.shape[:2], self.levels, {}
     count = B if count is None else count
@@ -157,7 +163,7 @@ def observe(self:Dream,
     latents,           # clean (B, T, L, D)
     actions,           # (B, T, components), the action that led to each step
     action_mask=None,  # (B, T)
-):                     # agent features (B, T, width) or None
+):                     # agent features (B, T, feature_width) or None
     "Take in known steps as past."
     levels, (B, T) = self.model.levels, latents.shape[:2]
     i = torch.full((B, T), levels.context_index, device=latents.device)
@@ -169,7 +175,7 @@ def observe(self:Dream,
 @torch.no_grad()
 def step(self:Dream,
     actions,  # (B, components), the action that leads to the new step
-):            # latents (B, 1, L, D), agent features (B, 1, width) or None
+):            # latents (B, 1, L, D), agent features (B, 1, feature_width) or None
     "Dream the next step under an action."
     m, B = self.model, len(actions)
     full = lambda n: torch.full((B, 1), n, device=actions.device)

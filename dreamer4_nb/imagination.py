@@ -15,7 +15,7 @@ from .dynamics import Dream
 @dataclass
 class Rollout:
     "Imagined trajectories of N contexts over H steps."
-    features: torch.Tensor # (N, H + 1, width), step 0 is the last real one
+    features: torch.Tensor # (N, H + 1, feature_width), step 0 is the last real one
     actions: torch.Tensor  # (N, H, components), a_0 .. a_{H-1}
     rewards: torch.Tensor  # (N, H), r_1 .. r_H
     cont: torch.Tensor     # (N, H), probability that steps 1 .. H are not terminal

@@ -56,7 +56,9 @@ class Imagination:
 
 # %% ../nbs/23_pmpo.ipynb #2ba21dde
 @patch
-def dream(self:Imagination, batch)->Rollout:
+def dream(self:Imagination,
+    batch, # windows of at least context_length steps
+)->Rollout:
     "One rollout from each context of a batch of windows."
     c, T = self.config, self.config.context_length
     roll = imagine(self.agent, batch['latents'][:, :T], batch['actions'][:, :T], batch['action_mask'][:, :T],
@@ -65,7 +67,9 @@ def dream(self:Imagination, batch)->Rollout:
 
 @patch
 @torch.no_grad()
-def recorded(self:Imagination, batch)->Rollout:
+def recorded(self:Imagination,
+    batch, # windows of at least context_length + horizon steps
+)->Rollout:
     "The recordings' own steps after the contexts, in the form of a rollout; rewards that nobody noted are the model's guess."
     c, agent, end = self.config, self.agent, self.config.context_length + self.config.horizon
     h = agent.features(batch['latents'][:, :end], batch['actions'][:, :end], batch['action_mask'][:, :end], batch.get('task'), self.generator)
@@ -113,12 +117,16 @@ def update_policy(self:Imagination, roll:Rollout):
     return dict(policy_loss=loss.item(), entropy=pi.entropy().mean().item(), **{k: v.item() for k, v in metrics.items()})
 
 # %% ../nbs/23_pmpo.ipynb #f60864e7
-def explained(returns, values):
+def explained(
+    returns, values, # (N, H)
+):                   # float
     "Share of the returns' variance that the values account for; 1 is all, 0 or less none."
     return 1 - ((returns - values).var() / returns.var().clamp(min=1e-8)).item()
 
 @patch
-def step(self:Imagination, batch):
+def step(self:Imagination,
+    batch, # windows of at least context_length + horizon steps
+):         # dict of numbers
     "One iteration; returns its metrics."
     c = self.config
     warm = self.iteration < c.value_warmup

@@ -52,7 +52,7 @@ def new_file(
     path,  # file to write; one that exists is replaced at the end
 ):
     "A temporary name that becomes the real one when all is written; on failure nothing remains."
-    path = Path(path); temporary = path.with_name(f'.tmp-{path.name}')
+    path = Path(path); temporary = path.with_name(f'.tmp-{os.environ.get("RANK", 0)}-{path.name}')   # one for each process of a shared run
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

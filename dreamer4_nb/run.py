@@ -23,7 +23,7 @@ from . import config as configs
 from . import recordings as rec
 from .recordings import Recordings, new_file, write_json
 from .batches import Windows, LatentStore
-from .training import Learner, EMA, RMSNormalizer, load_model, make_accelerator, read_tensors, fill
+from .training import Learner, EMA, RMSNormalizer, load_model, make_accelerator, NonFiniteLoss, read_tensors, fill
 from .tokenizer import Tokenizer, tokenizer_loss
 from .dynamics import Dynamics, dynamics_loss, generate
 from .agent import Agent, Actor, agent_loss, clone_data, clone_policy
@@ -64,6 +64,7 @@ class Run:
         if path.exists(): self._open(path, config)
         elif config is None: raise RunError(f'{path}: no run here; train one with dreamer4_demo --out {out}')
         else: self.config = config
+        if (processes or 1) > 1 and str(device) != 'cpu': raise RunError(f'processes: {processes} need device cpu, not {device}')
         alone = str(device) != 'cpu' or self.config.name == 'smoke' or (os.cpu_count() or 1) < 2
         self.processes = int(os.environ.get('WORLD_SIZE', 0)) or processes or (1 if alone else 2)
         if not path.exists():
@@ -89,7 +90,7 @@ class Run:
         n = self.processes
         return machine(self.device) | dict(processes=n) | (dict(threads=max(1, os.cpu_count() // n)) if n > 1 else {})
 
-    def done(self, stage): return stage in self.state['stages']
+    def done(self, stage): return stage in self.state['stages'] and (stage != 'evaluate' or (self.out / 'results.json').exists())
 
 # %% ../nbs/40_whole_run.ipynb #50587c91
 @patch(as_prop=True)
@@ -114,37 +115,53 @@ def stage(self:Run, name):
     write_json(self.out / 'run.json', self.state); clock.unlink(missing_ok=True)
 
 # %% ../nbs/40_whole_run.ipynb #7a10c0d2
-_HELPER = 'import json, sys; from dreamer4_nb.run import Run; getattr(Run(sys.argv[1], progress=False), sys.argv[2])(*json.loads(sys.argv[3]))'
+_HELPER = '''
+import json, os, sys, threading
+def follow(): os.read(0, 1); os._exit(1)    # the pipe ends when the first process does
+threading.Thread(target=follow, daemon=True).start()
+from dreamer4_nb.run import Run
+getattr(Run(sys.argv[1], progress=False), sys.argv[2])(*json.loads(sys.argv[3]))
+'''
 
 def _free_port():
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); return str(s.getsockname()[1])
 
+def _helper(out, stage, arguments, env):
+    with open(out / 'helpers.log', 'ab') as log:
+        return subprocess.Popen([sys.executable, '-c', _HELPER, str(out), stage, json.dumps(arguments)], env=os.environ | env,
+                                stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
+
+# %% ../nbs/40_whole_run.ipynb #7a10c0d3
 @patch
 @contextmanager
-def together(self:Run, stage, *arguments, wait=True):
-    "Run the block in `processes` processes: the others call the method `stage` of the same run; with `wait`, to its end."
-    n, threads = self.processes, torch.get_num_threads()
-    if n == 1 or self.rank: yield; return
+def together(self:Run,
+    stage,       # method that the other processes call
+    *arguments,  # of that method
+    wait=True,   # until the others have done their part, too
+):
+    "Run the block in `processes` processes, each with its share of the cores."
+    n, threads, helpers = self.processes, torch.get_num_threads(), []
+    if n == 1 or 'WORLD_SIZE' in os.environ: yield; return      # alone, or the others are there already
     shared = dict(WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n), MASTER_ADDR='127.0.0.1', MASTER_PORT=_free_port(),
                   OMP_NUM_THREADS=str(max(1, os.cpu_count() // n)))
     us = lambda rank: shared | dict(RANK=str(rank), LOCAL_RANK=str(rank))
     before = {k: os.environ.get(k) for k in us(0)}
-    with open(self.out / 'helpers.log', 'ab') as log:
-        helpers = [subprocess.Popen([sys.executable, '-c', _HELPER, str(self.out), stage, json.dumps(arguments)], env=os.environ | us(r), stdin=subprocess.DEVNULL,
-                                    stdout=log, stderr=log, start_new_session=True) for r in range(1, n)]
-    os.environ.update(us(0)); AcceleratorState._reset_state(True); torch.set_num_threads(int(shared['OMP_NUM_THREADS']))
     try:
+        for rank in range(1, n): helpers.append(_helper(self.out, stage, arguments, us(rank)))
+        os.environ.update(us(0)); AcceleratorState._reset_state(True); torch.set_num_threads(int(shared['OMP_NUM_THREADS']))
         yield
-        for h in helpers if wait else (): h.wait()
+        for h in helpers if wait else ():
+            if h.wait(): raise RuntimeError(f'exit code {h.returncode}')
+    except NonFiniteLoss: raise
     except RuntimeError as e:
+        time.sleep(2)     # one that is just dying still counts as running
         if all(h.poll() in (None, 0) for h in helpers): raise
         raise RunError(f'{self.out}/helpers.log: {stage}: a helper process ended early ({e}); run the same command again to go on') from None
     finally:
-        for h in helpers: h.kill(); h.wait()
+        for h in helpers: h.kill(); h.wait(); h.stdin.close()
         if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
         for k, v in before.items(): os.environ.pop(k, None) if v is None else os.environ.__setitem__(k, v)
         AcceleratorState._reset_state(True); torch.set_num_threads(threads)
-
 
 # %% ../nbs/40_whole_run.ipynb #4df79da4
 @patch
@@ -401,7 +418,7 @@ def scaled(config, share:float):
     iterations = max(2, round(im.iterations * share))
     return replace(config, tokenizer_training=stage(config.tokenizer_training), dynamics_training=stage(config.dynamics_training),
                    agent_training=stage(config.agent_training),
-                   imagination=replace(im, iterations=iterations, value_warmup=min(im.value_warmup, iterations - 1)))
+                   imagination=replace(im, iterations=iterations, value_warmup=min(round(im.value_warmup * share), iterations - 1)))
 
 # %% ../nbs/40_whole_run.ipynb #f7c54336
 class Pilot:

@@ -12,10 +12,12 @@ __all__ = ['schema_version', 'RMSNormalizer', 'learning_rate', 'make_optimizers'
 import json, math, os, shutil, signal, threading, time
 from collections import deque
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 import numpy as np, torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 from fastcore.basics import patch
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
@@ -234,7 +236,8 @@ def make_accelerator(
     if device == 'cuda' and not torch.cuda.is_available(): raise ValueError("device: 'cuda', but PyTorch finds no GPU here; use 'cpu'")
     if mixed_precision not in ('no', 'bf16', 'fp16'): raise ValueError(f"mixed_precision: {mixed_precision!r} is not 'no', 'bf16' or 'fp16'")
     if 'WORLD_SIZE' not in os.environ: AcceleratorState._reset_state(True)
-    return Accelerator(cpu=device == 'cpu', mixed_precision=mixed_precision)
+    patience = InitProcessGroupKwargs(timeout=timedelta(minutes=5))     # with a process that does not come
+    return Accelerator(cpu=device == 'cpu', mixed_precision=mixed_precision, kwargs_handlers=[patience])
 
 class NonFiniteLoss(RuntimeError):
     "The loss or its gradient is not a number; `windows` lists (episode, start) of the batch."

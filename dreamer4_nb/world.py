@@ -450,6 +450,7 @@ class Wanderer(Player):
         if self.heading is None or blocked or self.random.random() < 0.15: self.heading = list(MOVES)[self.random.integers(4)]
         return self.heading
 
+# %% ../nbs/03_world.ipynb #03a0b0c2
 class Bumper(Wanderer):
     "Goes one way for a while and does not look, so that recordings also show what happens at trees, water and stone."
     def intend(self, world):

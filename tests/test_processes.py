@@ -1,5 +1,5 @@
 "A run whose stages are shared by two processes: what happens when one of them is killed, and that it goes on afterwards"
-import json, os, signal, subprocess, sys, sysconfig, time
+import json, os, signal, subprocess, sysconfig, time
 from pathlib import Path
 import psutil, pytest
 from dreamer4_nb.config import named
@@ -9,27 +9,30 @@ pytestmark = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason='needs two cor
 
 @pytest.fixture
 def start(tmp_path):
-    "Start a run whose tokenizer trains for long; gives the process, and its helper once that is there"
-    config = named('smoke').change({'name': 'long', 'tokenizer_training.steps': 3000}).save(tmp_path/'config.json')
-    started = []
-    def call(steps=None):
-        if steps: named('smoke').change({'name': 'long', 'tokenizer_training.steps': steps}).save(config)
+    "Starts a run whose tokenizer trains for long"
+    config, started = named('smoke').change({'name': 'long', 'tokenizer_training.steps': 5000}).save(tmp_path/'config.json'), []
+    def call():
+        env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'} | dict(OMP_NUM_THREADS='1')
         p = subprocess.Popen([bin/'dreamer4_train', str(tmp_path/'run'), '--config', str(config), '--upto', 'tokenizer'], text=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True, env=os.environ | dict(OMP_NUM_THREADS='1'))
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True, env=env)
         started.append(p)
         return p
     yield call
     for p in started: p.poll() is None and p.kill()
 
-def training(p, out):
-    "Wait until the stage has made steps; the helper process"
+def last_step(out):
     log = out/'tokenizer'/'log.jsonl'
-    for _ in range(600):
+    rows = [json.loads(l) for l in log.read_text().splitlines() if l.endswith('}')] if log.exists() else []
+    return rows[-1]['step'] if rows else 0
+
+def training(p, out, since=0):
+    "Wait until the stage has gone beyond a step; gives the helper process"
+    for _ in range(900):
         time.sleep(.1)
         assert p.poll() is None, p.stderr.read()[-2000:]
         helpers = [c for c in psutil.Process(p.pid).children() if any('dreamer4_nb.run' in a for a in c.cmdline())]
-        if helpers and log.exists() and log.read_text().count('\n') > 1: return helpers[0]
-    raise AssertionError('no step in a minute')
+        if helpers and last_step(out) > since: return helpers[0]
+    raise AssertionError(f'not beyond step {since} in 90 seconds')
 
 def test_a_killed_helper_ends_the_run_with_one_line(start, tmp_path):
     p = start()
@@ -38,14 +41,15 @@ def test_a_killed_helper_ends_the_run_with_one_line(start, tmp_path):
     lines = [l for l in error.splitlines() if l.startswith('error:')]
     assert p.returncode == 1 and len(lines) == 1 and 'helpers.log' in lines[0] and 'run the same command again' in lines[0], error[-2000:]
 
-def test_a_killed_run_takes_its_helper_along_and_goes_on(start, tmp_path):
-    p = start()
-    helper = training(p, tmp_path/'run')
-    p.send_signal(signal.SIGKILL); p.wait()
-    assert not psutil.wait_procs([helper], timeout=60)[1], 'the helper lives on'
+def test_an_interrupted_run_goes_on_and_a_killed_one_takes_its_helper_along(start, tmp_path):
+    p, out = start(), tmp_path/'run'
+    training(p, out)
+    p.send_signal(signal.SIGINT); p.communicate(timeout=60)
+    assert p.returncode == 1
+    saved = json.loads((out/'tokenizer'/'checkpoint'/'state.json').read_text())['step']
+    assert saved >= 25
     again = start()
-    training(again, tmp_path/'run')
-    again.send_signal(signal.SIGINT); again.communicate(timeout=60)
-    assert again.returncode == 1
-    state = json.loads((tmp_path/'run'/'tokenizer'/'checkpoint'/'state.json').read_text())
-    assert state['step'] > 0 and (tmp_path/'run'/'tokenizer'/'checkpoint'/'model.safetensors').exists()
+    helper = training(again, out, since=saved)      # later log lines are written only by a run that went on from there
+    again.send_signal(signal.SIGKILL); again.wait()
+    assert not psutil.wait_procs([helper], timeout=60)[1], 'the helper lives on'
+    assert json.loads((out/'tokenizer'/'checkpoint'/'state.json').read_text())['step'] >= saved
