@@ -413,8 +413,8 @@ def laptop()->Config: # minutes on two cores
         # what counts is the next action and this step's reward; farther ones, and the video loss, only help
         agent=AgentConfig(mtp_decay=0.2, video_weight=0.2),
         agent_training=StageConfig(steps=600, batch_size=8, length=16, lr=1.5e-3, decay=0.6, ema=0.99, relevant_fraction=0.5),
-        # a tree is some steps away, so ten steps' foresight are enough; many dreams and small steps, since one dream is a noisy teacher
-        imagination=ImaginationConfig(horizon=10, gamma=0.9, contexts=128, iterations=80, value_warmup=20, value_updates=12, policy_updates=6, lr=1e-4),
+        # a tree is some steps away, so ten steps' foresight are enough; small steps near the clone, since the dreams are not to be trusted far from it
+        imagination=ImaginationConfig(horizon=10, gamma=0.9, beta=0.5, contexts=128, iterations=54, value_warmup=20, value_updates=12, policy_updates=6, lr=1e-4),
         evaluation=EvaluationConfig(validation_worlds=32, test_worlds=32))
 
 # %% ../nbs/00_config.ipynb #2e0b038e
