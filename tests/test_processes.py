@@ -25,13 +25,19 @@ def last_step(out):
     rows = [json.loads(l) for l in log.read_text().splitlines() if l.endswith('}')] if log.exists() else []
     return rows[-1]['step'] if rows else 0
 
+def helper_of(p):
+    for child in psutil.Process(p.pid).children():
+        try:
+            if any('dreamer4_nb.run' in a for a in child.cmdline()): return child
+        except psutil.Error: pass        # it has just ended
+
 def training(p, out, since=0):
     "Wait until the stage has gone beyond a step; gives the helper process"
     for _ in range(900):
         time.sleep(.1)
         assert p.poll() is None, p.stderr.read()[-2000:]
-        helpers = [c for c in psutil.Process(p.pid).children() if any('dreamer4_nb.run' in a for a in c.cmdline())]
-        if helpers and last_step(out) > since: return helpers[0]
+        helper = helper_of(p)
+        if helper and last_step(out) > since: return helper
     raise AssertionError(f'not beyond step {since} in 90 seconds')
 
 def test_a_killed_helper_ends_the_run_with_one_line(start, tmp_path):
