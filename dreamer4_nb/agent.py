@@ -40,6 +40,18 @@ def outcome(self:Agent, h):
     "Expected reward (...) received on arriving at a step, and probability (...) that it is not terminal."
     return self.two_hot.mean(self.reward(h, 0)), self.cont(h, 0)[..., 0].sigmoid()
 
+# %% ../nbs/21_agent.ipynb #8ecff5bc
+@patch
+def new_head(self:Agent,
+    out:int,  # numbers it says
+    seed:int, # of its parameters
+):            # MLPHead
+    "A fresh head for frozen features: a clone, a policy or a value."
+    c, d = self.config, self.dynamics
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return MLPHead(d.feature_width, out, 1, c.hidden, c.layers, d.latent_shape, c.latent_reader if d.config.agent_view else 0)
+
 # %% ../nbs/21_agent.ipynb #f0fef3d0
 @patch
 def head_losses(self:Agent,
@@ -121,10 +133,7 @@ def clone_policy(agent,        # Agent, its transformer stays as it is
                  seed:int=0,   # of the new head and of the order
                 ):             # MLPHead
     "Fit a policy head from scratch by behaviour cloning on frozen features."
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        head = MLPHead(agent.dynamics.feature_width, agent.codec.num_logits, 1, agent.config.hidden, agent.config.layers)
-    head.to(features.device)
+    head = agent.new_head(agent.codec.num_logits, seed).to(features.device)
     opt, rng = torch.optim.AdamW(head.parameters(), lr, weight_decay=weight_decay), torch.Generator().manual_seed(seed)
     steps = max(1, round(epochs * len(features) / batch_size))
     for i in range(steps):

@@ -214,12 +214,13 @@ class AgentConfig(Part):
     layers:int=2 # hidden layers of a head; ours (paper silent)
     num_bins:int=255 # bins of the symexp two-hot; ours (paper silent)
     bin_range:float=5. # outermost bin in symlog units, so rewards and returns up to exp(bin_range) - 1; ours
+    latent_reader:int=0 # channels of two layers that read each latent of agent_view alike, in heads on frozen features; 0: none; ours
     clone_windows:int=3000 # windows whose frozen features a clone learns from; ours
     clone_epochs:float=4. # times that it sees each of them; ours
 
 @patch
 def check(self:AgentConfig):
-    at_least(self, 1, 'num_tasks', 'hidden', 'layers', 'clone_windows'); at_least(self, 0, 'mtp', 'video_weight'); at_least(self, 3, 'num_bins')
+    at_least(self, 1, 'num_tasks', 'hidden', 'layers', 'clone_windows'); at_least(self, 0, 'mtp', 'video_weight', 'latent_reader'); at_least(self, 3, 'num_bins')
     if self.num_bins % 2 == 0: refuse(self, 'num_bins', 'must be odd, so that one bin stands at zero')
     share(self, 'mtp_decay'); above_zero(self, 'bin_range', 'mtp_decay', 'clone_epochs')
     if self.bin_range > 80: refuse(self, 'bin_range', 'must be at most 80, where float32 overflows')
@@ -233,6 +234,7 @@ class ImaginationConfig(Part):
     lambda_:float=0.95 # weight of the longer return in (10); ours (paper silent)
     alpha:float=0.5 # weight of the good actions, 1 - alpha that of the bad ones (11)
     beta:float=0.3 # weight of KL[policy || frozen prior] (11)
+    temperature:float=1. # divides the logits of the clone that is start and prior; 1 is the clone itself; ours
     contexts:int=128 # rollouts per iteration, each from its own context; ours (paper silent)
     context_length:int=8 # real frames before a rollout; ours (paper silent)
     iterations:int=60 # rounds of dreaming and updating; ours (paper silent)
@@ -249,7 +251,7 @@ class ImaginationConfig(Part):
 @patch
 def check(self:ImaginationConfig):
     at_least(self, 1, 'horizon', 'contexts', 'context_length', 'iterations', 'value_updates', 'policy_updates', 'replay'); at_least(self, 0, 'value_warmup', 'beta')
-    share(self, 'gamma', 'lambda_', 'alpha', 'value_ema', 'policy_ema'); above_zero(self, 'gamma', 'lr', 'value_lr')
+    share(self, 'gamma', 'lambda_', 'alpha', 'value_ema', 'policy_ema'); above_zero(self, 'gamma', 'temperature', 'lr', 'value_lr')
     for n in ('value_ema', 'policy_ema'):
         if getattr(self, n) == 1: refuse(self, n, 'must be less than 1, or the average never moves')
     if self.value_warmup >= self.iterations:
@@ -298,7 +300,7 @@ class EvaluationConfig(Part):
     "How policies are compared in the true world; ours throughout"
     validation_worlds:int=128 # worlds on which temperatures are chosen
     test_worlds:int=128 # other worlds, on which results are reported
-    temperatures:tuple=(1., 0.7, 0.5, 0.35) # divisors of the policy's logits to choose from; 1 is the policy itself
+    temperatures:tuple=(1., 0.7, 0.5, 0.35, 0.25) # divisors of the policy's logits to choose from; 1 is the policy itself
 
 @patch
 def check(self:EvaluationConfig):
@@ -406,15 +408,17 @@ def laptop()->Config: # minutes on two cores
         tokenizer=TokenizerConfig(depth=2, num_latents=64, latent_dim=8, mask_fraction=0.1, context=8),
         # single frames mostly, some windows for the time layers: at this budget optimiser steps are what is scarce
         tokenizer_training=StageConfig(steps=2000, batch_size=16, length=((1, 9), (8, 1)), lr=1e-3, decay=0.4, ema=0.995),
-        # a token per latent, narrow, that sees what was around it a step before: how the world moves is learned once for all places
-        dynamics=DynamicsConfig(width=96, num_heads=4, packing=1, sample_steps=2, ramp_floor=1., pure_noise=0.3, bootstrap_fraction=0.1,
+        # a token per latent, narrow, that sees what was around it a step before: how the world moves is learned once for all places;
+        # one sampling step, since more of them make the dreams no better here (chapter 13) and cost more
+        dynamics=DynamicsConfig(width=96, num_heads=4, packing=1, sample_steps=1, ramp_floor=1., pure_noise=0.3, bootstrap_fraction=0.1,
                                 frame_stack=True, agent_view=True),
         dynamics_training=StageConfig(steps=900, batch_size=4, length=16, lr=2e-3, decay=0.4, ema=0.99, single_image_fraction=0.1),
         # what counts is the next action and this step's reward; farther ones, and the video loss, only help
-        agent=AgentConfig(mtp_decay=0.2, video_weight=0.2),
+        agent=AgentConfig(mtp_decay=0.2, video_weight=0.2, latent_reader=16),
         agent_training=StageConfig(steps=600, batch_size=8, length=16, lr=1.5e-3, decay=0.6, ema=0.99, relevant_fraction=0.5),
-        # a tree is some steps away, so ten steps' foresight are enough; small steps near the clone, since the dreams are not to be trusted far from it
-        imagination=ImaginationConfig(horizon=10, gamma=0.9, beta=0.5, contexts=128, iterations=54, value_warmup=20, value_updates=12, policy_updates=6, lr=1e-4),
+        # a tree is some steps away, so ten steps' foresight are enough; from a decided clone, since one that dithers learns little from its dreams; small steps near it
+        imagination=ImaginationConfig(horizon=10, gamma=0.9, beta=0.5, temperature=0.5, contexts=128,
+                                      iterations=85, value_warmup=20, value_updates=8, value_ema=0.9, policy_updates=6, lr=1e-4),
         evaluation=EvaluationConfig(validation_worlds=32, test_worlds=32))
 
 # %% ../nbs/00_config.ipynb #2e0b038e

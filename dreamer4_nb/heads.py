@@ -6,6 +6,7 @@
 __all__ = ['symlog', 'symexp', 'TwoHot', 'MLPHead', 'ahead', 'masked_mean']
 
 # %% ../nbs/20_heads.ipynb #a784f19b
+import math
 import torch, torch.nn as nn
 from fastcore.basics import patch
 
@@ -65,8 +66,15 @@ class MLPHead(nn.Module):
         distances:int=1, # predicted distances n = 0 .. distances - 1
         hidden:int=192,  # channels inside
         layers:int=2,    # hidden layers
+        latents=None,    # (number, channels) of latents that end the features and are each read by `reader` first
+        reader:int=0,    # channels of the two layers that all latents share; 0: none
     ):
         super().__init__()
+        self.latents = latents if reader else None
+        if reader:
+            number, channels = latents
+            self.read = nn.Sequential(nn.Linear(channels, reader), nn.SiLU(), nn.Linear(reader, reader), nn.SiLU())
+            width += number * (reader - channels)
         sizes = [width] + [hidden] * layers
         self.net = nn.Sequential(nn.RMSNorm(width, eps=1e-6), *[m for a, b in zip(sizes, sizes[1:])
                                  for m in (nn.Linear(a, b), nn.RMSNorm(b, eps=1e-6), nn.SiLU())])
@@ -75,6 +83,9 @@ class MLPHead(nn.Module):
 
     def forward(self, h, distance=None):
         "Outputs for one distance (..., out), or stacked for all (..., distances, out)."
+        if self.latents:
+            rest = h.shape[-1] - math.prod(self.latents)
+            h = torch.cat([h[..., :rest], self.read(h[..., rest:].unflatten(-1, self.latents)).flatten(-2)], -1)
         x = self.net(h)
         return torch.stack([o(x) for o in self.outs], -2) if distance is None else self.outs[distance](x)
 

@@ -27,7 +27,6 @@ from .training import Learner, EMA, RMSNormalizer, load_model, make_accelerator,
 from .tokenizer import Tokenizer, tokenizer_loss
 from .dynamics import Dynamics, dynamics_loss, generate
 from .agent import Agent, Actor, agent_loss, clone_data, clone_policy
-from .heads import MLPHead
 from .pmpo import Imagination
 from . import evaluation as ev
 
@@ -278,16 +277,18 @@ def agent(self:Run):
 @patch
 def clones(self:Run):
     "Fit the two clones on frozen features, where they are not there yet; each process takes its part."
-    agent, train, c = self.trained('agent'), self.data()[0], self.config
+    agent, epochs = self.trained('agent'), self.config.agent.clone_epochs
     for name in ('bc', 'bc_all')[self.rank::self.processes]:
         if (self.out / 'policies' / f'{name}.safetensors').exists(): continue
-        relevant = name == 'bc'
-        windows = Windows(train, 32, c.agent_training.lengths[0][0], horizon=1, relevant_fraction=float(relevant), fields=(),
-                          latents=LatentStore(self.out / 'latents'), seed=self.seed + 1, relevant_within=c.data.relevant_within)
-        batches = ({k: v.to(self.device) for k, v in b.items()} for b in windows)
-        features, actions = clone_data(agent, batches, c.agent.clone_windows, relevant)
-        self.save_policy(name, clone_policy(agent, features, actions, c.agent.clone_epochs, seed=self.seed))
+        self.save_policy(name, clone_policy(agent, *self.clone_windows(agent, name), epochs, seed=self.seed))
 
+@patch
+def clone_windows(self:Run, agent, name):
+    "What a clone learns from: features and actions, of relevant windows for 'bc', of all for 'bc_all'."
+    c, relevant = self.config, name == 'bc'
+    windows = Windows(self.data()[0], 32, c.agent_training.lengths[0][0], horizon=1, relevant_fraction=float(relevant), fields=(),
+                      latents=LatentStore(self.out / 'latents'), seed=self.seed + 1, relevant_within=c.data.relevant_within)
+    return clone_data(agent, ({k: v.to(self.device) for k, v in b.items()} for b in windows), c.agent.clone_windows, relevant)
 
 # %% ../nbs/40_whole_run.ipynb #628a8854
 from safetensors import SafetensorError
@@ -305,8 +306,7 @@ def policy(self:Run, name, agent):
     "Read a policy head: 'bc', 'bc_all' or 'imagination'."
     path = self.out / 'policies' / f'{name}.safetensors'
     if not path.exists(): raise RunError(f'{path}: no such policy yet; run the stage that makes it (agent or imagination)')
-    c = self.config.agent
-    head = MLPHead(agent.dynamics.feature_width, agent.codec.num_logits, 1, c.hidden, c.layers)
+    head = agent.new_head(agent.codec.num_logits, 0)
     fill(head, read_tensors(path), path)
     return head.eval().requires_grad_(False).to(self.device)
 
@@ -315,15 +315,13 @@ def policy(self:Run, name, agent):
 def imagination(self:Run):
     "Phase 3: learn from dreams."
     c, agent = self.config.imagination, self.trained('agent')
-    n, store = self.processes, LatentStore(self.out / 'latents')
-    windows = Windows(self.data()[0], max(1, c.contexts // n), c.context_length + c.horizon, horizon=1, relevant_fraction=.5, relevant_within=0,
-                      latents=store, fields=(), seed=self.seed + 2).shard(self.rank, n)
+    windows = self.contexts(c)
     with self.stage('imagination') as note, self.together('imagination'):
         make_accelerator(self.device)   # joins the processes
         phase, kept = Imagination(agent, c, self.seed, self.policy('bc', agent)), {}
         bar = tqdm(range(c.iterations), desc='imagination', disable=not self.progress)
         for i in bar:
-            m = phase.step({k: v.to(self.device) for k, v in next(windows).items()})
+            m = phase.step(next(windows))
             if i == c.value_warmup: kept['first'] = phase.advantage.numpy()
             bar.set_postfix(reward=f'{m.get("imagined_reward", 0.):.3f}', value=f'{m["values"]:.2f}')
         if self.rank: return
@@ -332,6 +330,13 @@ def imagination(self:Run):
         write_json(self.out / 'imagination' / 'history.json', phase.history)
         with new_file(self.out / 'imagination' / 'advantages.npz') as path: np.savez(path, **kept)
         note['frames'] = c.iterations * c.contexts * c.horizon
+
+@patch
+def contexts(self:Run, c):
+    "This process's share of the windows that dreams begin with, for an `ImaginationConfig`."
+    windows = Windows(self.data()[0], max(1, c.contexts // self.processes), c.context_length + c.horizon, horizon=1, relevant_fraction=.5,
+                      relevant_within=0, latents=LatentStore(self.out / 'latents'), fields=(), seed=self.seed + 2).shard(self.rank, self.processes)
+    return ({k: v.to(self.device) for k, v in b.items()} for b in windows)
 
 # %% ../nbs/40_whole_run.ipynb #9df95ff3
 POLICIES = ('bc', 'bc_all', 'imagination')
