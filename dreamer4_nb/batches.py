@@ -191,6 +191,7 @@ def batch(self:Windows,
     if self.latents is not None: out['latents'] = self._read_latents(episodes, starts, length)
     return out
 
+# %% ../nbs/04_batches.ipynb #d6c8a3b6
 @patch
 def _stack(self:Windows, read, episodes, starts, length, dtype=None):
     "Copy the slices `read(i)[s:s+length]` into one tensor; files are opened by one thread at a time."
@@ -221,6 +222,7 @@ def __next__(self:Windows):
 @patch
 def _global(self:Windows, number): return number*self.processes + self.rank
 
+# %% ../nbs/04_batches.ipynb #1c479924
 @patch
 def shard(self:Windows,
     rank,      # this process, 0 to processes - 1
@@ -240,6 +242,7 @@ def state_dict(self:Windows):
     "Everything needed to go on: JSON-able."
     return dict(seed=self.seed, number=self.number, windows={str(n): i.total for n,i in self.indices.items()})
 
+# %% ../nbs/04_batches.ipynb #c94e1748
 @patch
 def load_state_dict(self:Windows,
     state, # from `state_dict`

@@ -54,6 +54,7 @@ def keep_pictures(run_dir, path, frames=5, rollouts=1):
                  ('truth', 'reconstruction', 'masked', 'rollout_truth', 'rollout_true_actions', 'rollout_other_actions')}
         with new_file(path) as f: np.savez_compressed(f, context=p['context'], **small)
 
+# %% ../nbs/42_claim.ipynb #fe92e8b0
 def run_claim(seeds, out='runs/claim', results='nbs/results/laptop.json', size='laptop', task='collect_wood', minutes=0.,
               evaluation=EvaluationConfig(), device='cpu', progress=True):
     "Run the demo for several seeds with the full protocol and keep all returns in one results file."
@@ -65,6 +66,7 @@ def run_claim(seeds, out='runs/claim', results='nbs/results/laptop.json', size='
         write_json(Path(results), dict(task=task, size=size, **provenance(Path(out) / f'{task}_seed{seed}'), commit=commit(), runs=done))
     return json.loads(Path(results).read_text())
 
+# %% ../nbs/42_claim.ipynb #a4d634c4
 @call_parse
 @_command
 def cli_claim(

@@ -133,6 +133,7 @@ def loss(self:Dynamics,
         seen['h'] = self(held, full(levels.context_index), full(levels.finest), actions, action_mask, task, single)[1]
     return value, metrics, seen.get('h')
 
+# %% ../nbs/13_dynamics.ipynb #5664b36a
 def dynamics_loss(model, batch, generator):
     "Loss function of the world-model stage for the training loop."
     T = batch['latents'].shape[1]

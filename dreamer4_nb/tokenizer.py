@@ -138,7 +138,8 @@ def perceptual_distance(name:str,  # 'gradient' (no download) or 'lpips' (needs 
     if name != 'lpips': raise ValueError(f"perceptual={name!r} is not known; use 'gradient' or 'lpips'")
     try: import lpips
     except ImportError as e: raise ImportError("perceptual='lpips' needs `pip install lpips`, whose weights are downloaded on first use; perceptual='gradient' needs nothing") from e
-    net = lpips.LPIPS(net='vgg', verbose=False).eval().requires_grad_(False)
+    try: net = lpips.LPIPS(net='vgg', verbose=False).eval().requires_grad_(False)
+    except OSError as e: raise OSError(f"perceptual='lpips': its weights are not at hand and could not be fetched ({e}); perceptual='gradient' needs none") from e
     return lambda x, y: net.to(x.device)(x * 2 - 1, y * 2 - 1).mean()
 
 # %% ../nbs/11_tokenizer.ipynb #32253aa0

@@ -109,6 +109,7 @@ def model_tensors(
         seen.add(key)
     return out
 
+# %% ../nbs/05_training.ipynb #83ca6bcd
 def _optimizer_state(optimizers, model):
     "Split the state of optimisers into flat tensors and JSON-able scalars."
     names, tensors, scalars = {id(p): n for n,p in _plain(model).named_parameters()}, {}, {}
@@ -131,6 +132,7 @@ def _restore_optimizers(optimizers, model, tensors, scalars):
 def _sync(path):
     with open(path, 'rb') as f: os.fsync(f.fileno())
 
+# %% ../nbs/05_training.ipynb #5394cc8b
 def save_folder(
     path,       # folder to be written, e.g. run/checkpoint
     tensors,    # {file name: {tensor name: tensor}}
@@ -152,6 +154,7 @@ def save_folder(
     finally: shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
 
+# %% ../nbs/05_training.ipynb #d75f5e4f
 def find_checkpoint(
     path, # checkpoint folder
 ):        # the same path, or None
@@ -180,6 +183,7 @@ def _read_state(folder):
         raise ValueError(f"{path}: schema_version {state.get('schema_version')}, this code reads {schema_version}; use the version that wrote it")
     return state
 
+# %% ../nbs/05_training.ipynb #33800f44
 def fill(
     model,   # module to be filled
     tensors, # name -> tensor
@@ -196,6 +200,7 @@ def fill(
     with torch.no_grad():
         for k,v in own.items(): v.copy_(tensors[k])
 
+# %% ../nbs/05_training.ipynb #3824834d
 def load_model(
     path,     # run folder, checkpoint folder or .safetensors file
     model,    # module of the same size
@@ -334,6 +339,7 @@ def _commit(self:Learner):
     sampler = self.batches.state_dict() if hasattr(self.batches, 'state_dict') else None
     self._committed = dict(sampler=sampler, normalizer=(dict(self.normalizer.square), dict(self.normalizer.count)) if self.normalizer else None)
 
+# %% ../nbs/05_training.ipynb #c1f20988
 @patch
 def _watch(self:Learner, last=False):
     "Stop on a loss or gradient that is not finite."
@@ -368,6 +374,7 @@ def _finish_step_on_interrupt(learner):
     finally:
         if old is not None: signal.signal(signal.SIGINT, old)
 
+# %% ../nbs/05_training.ipynb #ebeb9eab
 @patch
 def fit(self:Learner,
     resume=False,    # go on from out/checkpoint if there is one
@@ -393,6 +400,7 @@ def fit(self:Learner,
     self._event('after_fit')
     return self
 
+# %% ../nbs/05_training.ipynb #27a749dc
 @patch
 def _make_room(self:Learner, overwrite):
     "A new run does not silently replace, nor later resume, an old one."
@@ -421,6 +429,7 @@ def save(self:Learner):
     save_folder(self.out/'checkpoint', tensors, state)
     self.saved = self.step
 
+# %% ../nbs/05_training.ipynb #49f98d41
 @patch
 def load(self:Learner):
     "Read out/checkpoint if there is one."
@@ -564,6 +573,7 @@ def _open(self:Log, path, step):
 def _append(self:Log, line):
     with _disk_error(self.file.name, 'log not written'): self.file.write(line.encode())
 
+# %% ../nbs/05_training.ipynb #794bdebc
 @patch
 def after_step(self:Log, learner):
     seen = {'loss': learner.loss, **learner.terms, **learner.metrics, 'gradient_norm': learner.gradient_norm}
@@ -586,6 +596,7 @@ def write(self:Log, learner):
     if self.bar is not None: self.bar.set_postfix(loss=f"{row['loss']:.4g}", frames_per_s=f"{row['frames_per_second']:,.0f}", refresh=False)
     self._start(now)
 
+# %% ../nbs/05_training.ipynb #d6257fda
 @patch(as_prop=True)
 def history(self:Learner): return list(next(c for c in self.callbacks if isinstance(c, Log)).history)
 

@@ -2,9 +2,10 @@
 import json, os, signal, subprocess, sysconfig, time
 from pathlib import Path
 import pytest
+from test_recordings import damage, make
 
 bin = Path(sysconfig.get_path('scripts'))
-scripts = ['record', 'convert', 'train', 'evaluate', 'demo', 'claim']
+scripts = ['record', 'convert', 'train', 'evaluate', 'demo', 'claim', 'experiment']
 
 def call(name, *args, **kw):
     env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'}
@@ -56,6 +57,38 @@ def test_missing_and_empty_folders(tmp_path):
     refused(call('evaluate', tmp_path/'nothing'), 'run.json')
     assert not (tmp_path/'out'/'dataset.json').exists()
 
+BROKEN = ['truncated video', 'object array', 'lengths', 'NaN reward', 'unknown action', 'frames of another size']
+
+def test_broken_recordings(tmp_path):
+    "Each is set aside with its reason; where nothing else is there, that is an error"
+    for i, what in enumerate(BROKEN):
+        spoil, _ = damage(what)
+        spoil(make(tmp_path/'source', f'bad{i}')[0])
+    done = call('convert', tmp_path/'source', tmp_path/'alone')
+    refused(done, 'source')
+    assert not (tmp_path/'alone'/'dataset.json').exists() and not list(tmp_path.rglob('.tmp-*'))
+    make(tmp_path/'source', 'good')
+    done = call('convert', tmp_path/'source', tmp_path/'data')
+    assert done.returncode == 0 and '1 recordings' in done.stdout, done.stderr
+    for i, what in enumerate(BROKEN):
+        line, = [l for l in done.stdout.splitlines() if f'v3_bad{i}:' in l]
+        for w in damage(what)[1]: assert w in line, line
+
+def test_configuration_with_a_typo(tmp_path):
+    (tmp_path/'c.json').write_text('{"dynamics": {"widht": 64}}')
+    refused(call('train', tmp_path/'run', '--config', tmp_path/'c.json'), 'c.json', "'widht'", "'width'")
+    (tmp_path/'c.json').write_text('{"dynamics": {"width": -64}}')
+    refused(call('train', tmp_path/'run', '--config', tmp_path/'c.json'), 'c.json', 'width', 'at least 1')
+    assert not (tmp_path/'run').exists()
+
+def test_full_disk(tmp_path):
+    disk = tmp_path/'disk'; disk.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=300k', 'tmpfs', str(disk)], capture_output=True).returncode: pytest.skip('no tmpfs can be mounted here')
+    try:
+        refused(call('demo', '--size', 'smoke', '--out', disk/'run'), 'could not be written')
+        assert not list(disk.rglob('.tmp-*'))
+    finally: subprocess.run(['umount', str(disk)])
+
 def damaged(run, tmp_path, name, content):
     "A copy of the run with one file replaced and its later stages to be done again"
     import shutil
@@ -72,6 +105,16 @@ def test_corrupt_run_file(run, tmp_path):
 
 def test_corrupt_policy(run, tmp_path):
     refused(call('demo', '--size', 'smoke', '--out', damaged(run, tmp_path, 'policies/bc.safetensors', b'\0'*40)), 'bc.safetensors')
+
+def test_corrupt_checkpoint(run, tmp_path):
+    name = next(p for p in (run/'agent').rglob('*.safetensors')).relative_to(run)
+    refused(call('demo', '--size', 'smoke', '--out', damaged(run, tmp_path, str(name), b'\0'*40)), name.name)
+
+def test_checkpoint_of_another_size(run, tmp_path):
+    from safetensors.torch import load_file, save
+    name = 'policies/bc.safetensors'
+    smaller = save({k: v[..., :-1].contiguous() for k, v in load_file(run/name).items()})
+    refused(call('demo', '--size', 'smoke', '--out', damaged(run, tmp_path, name, smaller)), 'bc.safetensors', 'shape')
 
 def test_load_and_act(run):
     import numpy as np
