@@ -418,7 +418,7 @@ def laptop()->Config: # minutes on two cores
         agent_training=StageConfig(steps=600, batch_size=8, length=16, lr=1.5e-3, decay=0.6, ema=0.99, relevant_fraction=0.5),
         # a tree is some steps away, so ten steps' foresight are enough; from a decided clone, since one that dithers learns little from its dreams; small steps near it
         imagination=ImaginationConfig(horizon=10, gamma=0.9, beta=0.5, temperature=0.5, contexts=128,
-                                      iterations=85, value_warmup=20, value_updates=8, value_ema=0.9, policy_updates=6, lr=1e-4),
+                                      iterations=74, value_warmup=14, value_updates=8, value_ema=0.9, policy_updates=6, lr=1e-4),
         evaluation=EvaluationConfig(validation_worlds=32, test_worlds=32))
 
 # %% ../nbs/00_config.ipynb #2e0b038e

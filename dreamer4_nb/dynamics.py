@@ -58,7 +58,8 @@ def forward(self:Dynamics,
     cache=None,        # TimeCache
     commit=True,       # keep these steps as past
     paired=0,          # the last so many sequences see the past of the first ones
-):                     # clean prediction (B, T, L, D), agent features (B, T, feature_width) or None
+    predict=True,      # False: take the steps in as past, predict nothing
+):                     # clean prediction (B, T, L, D) or None, agent features (B, T, feature_width) or None
     "Predict clean latents; with a task, also what the agent token has read."
     B, T, L, D = z.shape
     level = torch.cat([self.signal(signal_index), self.step(step_index)], -1)
@@ -71,8 +72,8 @@ def forward(self:Dynamics,
     x = torch.cat(parts, 2)
     world = x.shape[2] - (task is not None)
     h = self.net(x, (world, 1) if task is not None else (world,), keep=x.shape[2] - world + self.tokens,
-                 single=single, cache=cache, commit=commit, paired=paired)
-    prediction = self.out(h[:, :, :self.tokens]).view(B, T, L, D)
+                 single=single, cache=cache, commit=commit, paired=paired, finish=None if predict else 1)
+    prediction = self.out(h[:, :, :self.tokens]).view(B, T, L, D) if predict else None
     if task is None: return prediction, None
     return prediction, h[:, :, -1] if self.view is None else torch.cat([h[:, :, -1], z.flatten(2)], -1)
 
@@ -170,7 +171,7 @@ def observe(self:Dream,
     i = torch.full((B, T), levels.context_index, device=latents.device)
     z = corrupt(latents, levels.signal(i), self._noise(*latents.shape))
     e = torch.full_like(i, levels.finest)
-    return self.model(z, i, e, actions, action_mask, self.task, cache=self.cache)[1]
+    return self.model(z, i, e, actions, action_mask, self.task, cache=self.cache, predict=False)[1]
 
 @patch
 @torch.no_grad()

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'EXPERIMENTS', 'Experiment', 'measure_cell', 'read_cells', 'run_experiment', 'clone_of', 'phase3',
-           'cli_experiment', 'summary']
+           'sampling_steps', 'cli_experiment', 'summary']
 
-# %% ../nbs/30_experiments.ipynb #ee81e342
+# %% ../nbs/30_experiments.ipynb #4163e6e5
 import json, multiprocessing, os, time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -16,10 +16,12 @@ from fastcore.script import call_parse
 from tqdm import tqdm
 from . import evaluation as ev
 from .agent import clone_policy
+from .batches import LatentStore
 from .claim import commit
 from .config import EvaluationConfig, unknown
 from .pmpo import Imagination
 from .recordings import write_json
+from .world import material_scores
 from .run import Run, RunError, machine, versions, fast_memory, _command
 
 # %% ../nbs/30_experiments.ipynb #9a06e060
@@ -74,7 +76,7 @@ def run_experiment(name,                   # a name in `EXPERIMENTS`
             write_json(path, note | dict(commit=commit(), cells=sorted(cells, key=lambda c: (c['seed'], list(EXPERIMENTS[name].arms).index(c['arm'])))))
     return cells
 
-# %% ../nbs/30_experiments.ipynb #2d0cae22
+# %% ../nbs/30_experiments.ipynb #e4837626
 def clone_of(run, agent):
     "The run's clone on relevant windows, fitted anew where the heads have another form than the run's."
     if agent.config.latent_reader == run.config.agent.latent_reader: return run.policy('bc', agent)
@@ -89,12 +91,23 @@ def phase3(trunk, changes, seed, worlds):
     phase = Imagination(agent, im, seed, clone)
     for _ in range(im.iterations): phase.step(next(windows))
     counts = EvaluationConfig(validation_worlds=worlds, test_worlds=worlds, temperatures=c.evaluation.temperatures)
-    policies = ev.evaluate_policies(run.trained('tokenizer'), agent, dict(bc=clone, imagination=phase.average), c.data.task, c.data.view, counts, seed, progress=False)
+    policies = ev.evaluate_policies(run.trained('tokenizer'), agent, dict(bc=clone, imagination=phase.average), c.data.task, c.data.view, counts, seed,
+                                    run.out / 'experiments', progress=False)   # where other arms find what the same clone did
     keep = lambda p: {k: p[k] for k in ('returns', 'temperature', 'validation') if k in p}
     return dict(policies={n: keep(p) for n, p in policies.items()}, history=phase.history, dreamed_steps=(im.iterations - im.value_warmup) * im.contexts * im.horizon)
 
-# %% ../nbs/30_experiments.ipynb #a5892944
+# %% ../nbs/30_experiments.ipynb #3152ccd3
+def sampling_steps(trunk, changes, seed, worlds, context=8, steps=15):
+    "Dreams beside held-out recordings; `worlds` is the number of windows."
+    run = Run(trunk, progress=False, processes=1)
+    made = ev.rollouts(run.trained('tokenizer'), run.trained('agent').dynamics, run.data()[1], LatentStore(run.out / 'latents'), worlds,
+                       context, steps, seed, changes['dynamics.sample_steps'])
+    seen = [material_scores(made['truth'][:, t].numpy(), made['dream'][:, t].numpy()) for t in range(context, context + steps)]
+    return dict(rollout=ev.compare_rollouts(made, context), trees={k: [s[k] for s in seen] for k in seen[0]})
+
+# %% ../nbs/30_experiments.ipynb #c36545f3
 EXPERIMENTS = {
+    'sampling_steps': Experiment(measure=sampling_steps, common={}, arms={f'K = {k}': {'dynamics.sample_steps': k} for k in (1, 2, 4)}),
     'phase3': Experiment(measure=phase3, common={'imagination.iterations': 50}, arms={
         'chosen': {},
         'no value warm-up': {'imagination.value_warmup': 0, 'imagination.iterations': 30},
@@ -102,16 +115,16 @@ EXPERIMENTS = {
         'plain heads': {'agent.latent_reader': 0}}),
 }
 
-# %% ../nbs/30_experiments.ipynb #786c8004
+# %% ../nbs/30_experiments.ipynb #e703e138
 @call_parse
 @_command
 def cli_experiment(
-    name:str,                # phase3
+    name:str,                # phase3 or sampling_steps
     seeds:str='0,1,2',       # seeds, comma-separated
     trunks:str='runs/claim', # folder of the runs that dreamer4_claim trained
     results:str='nbs/results', # folder of the results file
     task:str='collect_wood', # collect_wood or tools
-    worlds:int=64,           # validation worlds, and as many test worlds
+    worlds:int=64,           # validation worlds, and as many test worlds; for sampling_steps windows
     workers:int=0,           # cells at a time; 0: one to a core
 ):
     "Measure an experiment of the book, a cell for each arm and seed; run it again to go on."

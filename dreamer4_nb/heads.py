@@ -74,8 +74,7 @@ class MLPHead(nn.Module):
         if reader:
             number, channels = latents
             self.read = nn.Sequential(nn.Linear(channels, reader), nn.SiLU(), nn.Linear(reader, reader), nn.SiLU())
-            width += number * (reader - channels)
-        sizes = [width] + [hidden] * layers
+        sizes = [width + (number * (reader - channels) if reader else 0)] + [hidden] * layers
         self.net = nn.Sequential(nn.RMSNorm(width, eps=1e-6), *[m for a, b in zip(sizes, sizes[1:])
                                  for m in (nn.Linear(a, b), nn.RMSNorm(b, eps=1e-6), nn.SiLU())])
         self.outs = nn.ModuleList(nn.Linear(sizes[-1], out) for _ in range(distances))
@@ -83,10 +82,11 @@ class MLPHead(nn.Module):
 
     def forward(self, h, distance=None):
         "Outputs for one distance (..., out), or stacked for all (..., distances, out)."
+        x = self.net[0](h)
         if self.latents:
-            rest = h.shape[-1] - math.prod(self.latents)
-            h = torch.cat([h[..., :rest], self.read(h[..., rest:].unflatten(-1, self.latents)).flatten(-2)], -1)
-        x = self.net(h)
+            rest = x.shape[-1] - math.prod(self.latents)
+            x = torch.cat([x[..., :rest], self.read(x[..., rest:].unflatten(-1, self.latents)).flatten(-2)], -1)
+        x = self.net[1:](x)
         return torch.stack([o(x) for o in self.outs], -2) if distance is None else self.outs[distance](x)
 
 # %% ../nbs/20_heads.ipynb #857f5737

@@ -199,8 +199,9 @@ class Layer(nn.Module):
         self.mlp = SwiGLU(width, mlp_ratio)
 
     def forward(self, x, keep=None, **kw):
-        h = self.attention(self.norm1(x), **kw) if self.kind == 't' else self.attention(self.norm1(x), keep=keep, **kw)
-        x = (x if keep is None else x[:, :, -keep:]) + h
+        keep = keep or x.shape[2]
+        h = self.attention(self.norm1(x), **kw)[:, :, -keep:] if self.kind == 't' else self.attention(self.norm1(x), keep=keep, **kw)
+        x = x[:, :, -keep:] + h
         return x + self.mlp(self.norm2(x))
 
 # %% ../nbs/10_transformer.ipynb #aa60915b
@@ -240,17 +241,18 @@ def forward(self:Transformer,
     cache=None,   # TimeCache: go on from its past
     commit=True,  # count these steps as past (False: try a step, the next call overwrites it)
     paired=0,     # the last so many sequences see the past of the first ones instead of their own
-):                # (B, T, keep or S, C)
+    finish=None,  # how many of those at the end to return, where the others only serve as past; None: all of them
+):                # (B, T, finish or keep or S, C)
     "Run all layers; see `TimeCache` for frame by frame use."
     groups, keep = groups or (x.shape[2],), keep or x.shape[2]
-    last_space = self.kinds.rfind('s')
+    finish, last_space, last = finish or keep, self.kinds.rfind('s'), len(self.kinds) - 1
     for i, layer in enumerate(self.layers):
         kw = dict(groups=groups) if layer.kind == 's' else dict(
             context=self.context, single=single, cache=cache, layer=i, paired=paired)
-        if i == last_space: kw['keep'] = keep
+        if i in (last_space, last): kw['keep'] = finish if i == last else keep
         x = recompute(layer, x, use_reentrant=False, **kw) if self.checkpoint and self.training else layer(x, **kw)
     if cache is not None and commit: cache.steps += x.shape[1] if 't' in self.kinds else 0
-    return self.norm(x[:, :, -keep:])
+    return self.norm(x[:, :, -finish:])
 
 # %% ../nbs/10_transformer.ipynb #345d93a4
 def grid_positions(rows:int, cols:int,  # tokens along height and width
