@@ -62,7 +62,7 @@ def run_claim(seeds, out='runs/claim', results='nbs/results/laptop.json', size='
     for seed in seeds:
         config = configure(size, task, seed, minutes)
         done.append(one_seed(Path(out) / f'{task}_seed{seed}', config, replace(evaluation, temperatures=config.evaluation.temperatures), device, progress))
-        if len(done) == 1: keep_pictures(Path(out) / f'{task}_seed{seed}', Path(results).with_name('demo_pictures.npz'))
+        if len(done) == 1: keep_pictures(Path(out) / f'{task}_seed{seed}', Path(results).with_name(f'{Path(results).stem}_pictures.npz'))
         write_json(Path(results), dict(task=task, size=size, **provenance(Path(out) / f'{task}_seed{seed}'), commit=commit(), runs=done))
     return json.loads(Path(results).read_text())
 

@@ -1,5 +1,5 @@
 "A run whose stages are shared by two processes: what happens when one of them is killed, and that it goes on afterwards"
-import json, os, signal, subprocess, sysconfig, time
+import json, os, signal, subprocess, sys, sysconfig, time
 from pathlib import Path
 import psutil, pytest
 from dreamer4_nb.config import named
@@ -59,3 +59,14 @@ def test_an_interrupted_run_goes_on_and_a_killed_one_takes_its_helper_along(star
     again.send_signal(signal.SIGKILL); again.wait()
     assert not psutil.wait_procs([helper], timeout=60)[1], 'the helper lives on'
     assert json.loads((out/'tokenizer'/'checkpoint'/'state.json').read_text())['step'] >= saved
+
+def test_two_processes_update_as_one_does(tmp_path):
+    "The sets of PMPO are those of all dreams together"
+    job, env = Path(__file__).with_name('phase3_job.py'), {k: v for k, v in os.environ.items() if k not in ('RANK', 'WORLD_SIZE')} | dict(OMP_NUM_THREADS='1')
+    one, two = tmp_path/'one.json', tmp_path/'two.json'
+    for command in ([job, one], ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', job, two]):
+        done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, timeout=180, env=env)
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (json.loads(p.read_text()) for p in (one, two))
+    assert 0 < one['positive'] < 1 and one['kl'] > 0
+    assert two == pytest.approx(one, rel=1e-4, abs=1e-6)
