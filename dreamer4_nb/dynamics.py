@@ -150,8 +150,9 @@ class Dream:
         task=None,        # (B,) long: also read agent features
         K:int=None,       # sampling steps per frame; None: the configuration's
         generator=None,   # torch.Generator of the noise
+        sampler=shortcut_sample, # how a frame is drawn from noise
     ):
-        self.model, self.task, self.K, self.generator = model, task, K or model.config.sample_steps, generator
+        self.model, self.task, self.K, self.generator, self.sampler = model, task, K or model.config.sample_steps, generator, sampler
         self.cache = TimeCache(model.config.context)
 
     def _noise(self, *shape):
@@ -182,7 +183,7 @@ def step(self:Dream,
     m, B = self.model, len(actions)
     full = lambda n: torch.full((B, 1), n, device=actions.device)
     f = lambda z, i, e: m(z, full(i), full(e), actions[:, None], cache=self.cache, commit=False)[0]
-    z = shortcut_sample(f, self._noise(B, 1, *m.latent_shape), self.K, m.config.k_max).clamp(-1, 1)
+    z = self.sampler(f, self._noise(B, 1, *m.latent_shape), self.K, m.config.k_max).clamp(-1, 1)
     return z, self.observe(z, actions[:, None])
 
 # %% ../nbs/13_dynamics.ipynb #c316b5bc

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'EXPERIMENTS', 'Experiment', 'measure_cell', 'read_cells', 'run_experiment', 'clone_of', 'phase3',
-           'sampling_steps', 'cli_experiment', 'summary']
+           'sampling_steps', 'sampler', 'cli_experiment', 'summary']
 
-# %% ../nbs/30_experiments.ipynb #4163e6e5
+# %% ../nbs/30_experiments.ipynb #a6886b18
 import json, multiprocessing, os, time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -16,7 +16,10 @@ from fastcore.script import call_parse
 from tqdm import tqdm
 from . import evaluation as ev
 from .agent import clone_policy
-from .batches import LatentStore
+from .batches import LatentStore, Windows
+from .dynamics import Dream
+from .schedule import SAMPLERS, frechet_distance
+from .tokenizer import psnr
 from .claim import commit
 from .config import EvaluationConfig, unknown
 from .pmpo import Imagination
@@ -105,8 +108,26 @@ def sampling_steps(trunk, changes, seed, worlds, context=8, steps=15):
     seen = [material_scores(made['truth'][:, t].numpy(), made['dream'][:, t].numpy()) for t in range(context, context + steps)]
     return dict(rollout=ev.compare_rollouts(made, context), trees={k: [s[k] for s in seen] for k in seen[0]})
 
-# %% ../nbs/30_experiments.ipynb #c36545f3
+# %% ../nbs/30_experiments.ipynb #a1dfccb9
+@torch.no_grad()
+def sampler(trunk, changes, seed, worlds, context=8, steps=15):
+    "Dreams by one sampler beside held-out recordings; `worlds` is the number of windows."
+    run, T = Run(trunk, progress=False, processes=1), context + steps
+    tok, dynamics = run.trained('tokenizer'), run.trained('agent').dynamics
+    b = Windows(run.data()[1], worlds, T, horizon=0, relevant_fraction=0, latents=LatentStore(run.out / 'latents'), seed=seed).batch(0)
+    dream = Dream(dynamics, K=changes['dynamics.sample_steps'], generator=torch.Generator().manual_seed(seed), sampler=SAMPLERS[changes['sampler']])
+    dream.observe(b['latents'][:, :context], b['actions'][:, :context])
+    z, real = torch.cat([dream.step(b['actions'][:, t])[0] for t in range(context, T)], 1), b['latents'][:, context:T]
+    frames, truth = torch.cat([tok.decode(x).clamp(0, 1) for x in z.split(16)]), b['frames'][:, context:T] / 255
+    pixels = lambda x: (x * 255).round().to(torch.uint8).numpy()
+    return dict(psnr=psnr(frames, truth), psnr_by_step=[psnr(frames[:, t], truth[:, t]) for t in range(steps)],
+                tree_recall=[material_scores(pixels(truth[:, t]), pixels(frames[:, t]))['recall'] for t in range(steps)],
+                spread=float(z.std() / real.std()), frechet=frechet_distance(z.flatten(2).flatten(0, 1), real.flatten(2).flatten(0, 1)))
+
+# %% ../nbs/30_experiments.ipynb #e0dfd6dd
 EXPERIMENTS = {
+    'sampler': Experiment(measure=sampler, common={}, arms={f'{name}, K = {k}': {'sampler': name, 'dynamics.sample_steps': k}
+        for name, k in (('paper', 1), ('paper', 4), ('reviewed', 2), ('reviewed', 4), ('option_a', 4), ('last_prediction', 4))}),
     'sampling_steps': Experiment(measure=sampling_steps, common={}, arms={f'K = {k}': {'dynamics.sample_steps': k} for k in (1, 2, 4)}),
     'phase3': Experiment(measure=phase3, common={'imagination.iterations': 50}, arms={
         'chosen': {},
@@ -115,16 +136,16 @@ EXPERIMENTS = {
         'plain heads': {'agent.latent_reader': 0}}),
 }
 
-# %% ../nbs/30_experiments.ipynb #e703e138
+# %% ../nbs/30_experiments.ipynb #63eaed45
 @call_parse
 @_command
 def cli_experiment(
-    name:str,                # phase3 or sampling_steps
+    name:str,                # phase3, sampling_steps or sampler
     seeds:str='0,1,2',       # seeds, comma-separated
     trunks:str='runs/claim', # folder of the runs that dreamer4_claim trained
     results:str='nbs/results', # folder of the results file
     task:str='collect_wood', # collect_wood or tools
-    worlds:int=64,           # validation worlds, and as many test worlds; for sampling_steps windows
+    worlds:int=64,           # validation worlds, and as many test worlds; else windows
     workers:int=0,           # cells at a time; 0: one to a core
 ):
     "Measure an experiment of the book, a cell for each arm and seed; run it again to go on."
