@@ -56,14 +56,14 @@ def keep_pictures(run_dir, path, frames=5, rollouts=1):
 
 # %% ../nbs/42_claim.ipynb #fe92e8b0
 def run_claim(seeds, out='runs/claim', results='nbs/results/laptop.json', size='laptop', task='collect_wood', minutes=0.,
-              evaluation=EvaluationConfig(), device='cpu', progress=True):
+              evaluation=EvaluationConfig(), device='cpu', progress=True, config=None):
     "Run the demo for several seeds with the full protocol and keep all returns in one results file."
     done = []
     for seed in seeds:
-        config = configure(size, task, seed, minutes)
-        done.append(one_seed(Path(out) / f'{task}_seed{seed}', config, replace(evaluation, temperatures=config.evaluation.temperatures), device, progress))
+        chosen = configure(size, task, seed, minutes, config)
+        done.append(one_seed(Path(out) / f'{task}_seed{seed}', chosen, replace(evaluation, temperatures=chosen.evaluation.temperatures), device, progress))
         if len(done) == 1: keep_pictures(Path(out) / f'{task}_seed{seed}', Path(results).with_name(f'{Path(results).stem}_pictures.npz'))
-        write_json(Path(results), dict(task=task, size=size, **provenance(Path(out) / f'{task}_seed{seed}'), commit=commit(), runs=done))
+        write_json(Path(results), dict(task=task, size=chosen.name, **provenance(Path(out) / f'{task}_seed{seed}'), commit=commit(), runs=done))
     return json.loads(Path(results).read_text())
 
 # %% ../nbs/42_claim.ipynb #a4d634c4
@@ -74,6 +74,7 @@ def cli_claim(
     out:str='runs/claim',    # folder of the runs
     results:str='nbs/results/laptop.json', # file to write
     size:str='laptop',       # smoke, laptop or gpu
+    config:str=None,         # JSON file with a configuration of your own, instead of a size; what it leaves out is the laptop's
     task:str='collect_wood', # collect_wood or tools
     minutes:float=0.,        # scale the training to about so many minutes; 0: the size's own budget
     worlds:int=128,          # validation worlds, and as many test worlds
@@ -82,7 +83,7 @@ def cli_claim(
     "Train several seeds from nothing and write the results file that the book's table is drawn from."
     fast_memory()
     run_claim([int(s) for s in seeds.split(',')], out, results, size, task, minutes,
-              EvaluationConfig(validation_worlds=worlds, test_worlds=worlds), device)
+              EvaluationConfig(validation_worlds=worlds, test_worlds=worlds), device, config=config)
     print(judge(json.loads(Path(results).read_text())))
 
 # %% ../nbs/42_claim.ipynb #c0f552db
