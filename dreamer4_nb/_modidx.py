@@ -311,6 +311,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/dreamer4_nb', 'doc_host': 
                                                                                      'dreamer4_nb/experiments.py'),
                                          'dreamer4_nb.experiments.clone_of': ( 'nbs/experiments.html#clone_of',
                                                                                'dreamer4_nb/experiments.py'),
+                                         'dreamer4_nb.experiments.in_own_process': ( 'nbs/experiments.html#in_own_process',
+                                                                                     'dreamer4_nb/experiments.py'),
                                          'dreamer4_nb.experiments.measure_cell': ( 'nbs/experiments.html#measure_cell',
                                                                                    'dreamer4_nb/experiments.py'),
                                          'dreamer4_nb.experiments.phase3': ('nbs/experiments.html#phase3', 'dreamer4_nb/experiments.py'),
