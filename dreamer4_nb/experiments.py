@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'EXPERIMENTS', 'Experiment', 'measure_cell', 'in_own_process', 'read_cells', 'run_experiment',
-           'clone_of', 'phase3', 'sampling_steps', 'sampler', 'cli_experiment', 'summary']
+           'clone_of', 'phase3', 'sampling_steps', 'sampler', 'present', 'cli_experiment', 'summary']
 
 # %% ../nbs/30_experiments.ipynb #82843462
 import json, os, subprocess, sys, time
@@ -134,8 +134,26 @@ def sampler(trunk, changes, seed, worlds, context=8, steps=15):
                 tree_recall=[material_scores(pixels(truth[:, t]), pixels(frames[:, t]))['recall'] for t in range(steps)],
                 spread=float(z.std() / real.std()), frechet=frechet_distance(z.flatten(2).flatten(0, 1), real.flatten(2).flatten(0, 1)))
 
-# %% ../nbs/30_experiments.ipynb #e0dfd6dd
+# %% ../nbs/30_experiments.ipynb #41d28f6f
+@torch.no_grad()
+def present(trunk, changes, seed, worlds, context=8, steps=10):
+    "Rewards of dreams that begin somewhere else, beside the recorded ones; `worlds` is the number of windows."
+    run, T = Run(trunk, progress=False, processes=1), context + steps
+    agent, begin = run.trained('agent'), changes['context']
+    b = Windows(run.data()[1], worlds, T, horizon=0, relevant_fraction=.5, latents=LatentStore(run.out / 'latents'), fields=(), seed=seed).batch(0)
+    z, actions = (b[k].roll(1, 0) if begin == 'another' else b[k] for k in ('latents', 'actions'))
+    dream = Dream(agent.dynamics, torch.zeros(len(z), dtype=torch.long), generator=torch.Generator().manual_seed(seed))
+    if begin != 'none': dream.observe(z[:, :context], actions[:, :context])
+    said = torch.stack([agent.outcome(dream.step(b['actions'][:, t])[1])[0][:, 0] for t in range(context, T)], 1)
+    true = b['rewards'][:, context:T]
+    precision = lambda s, t: ev.average_precision(s.flatten().numpy(), t.flatten().numpy() > 0) if (t > 0).any() else 0.
+    correlation = torch.corrcoef(torch.stack([said.sum(1), true.sum(1)]))[0, 1].nan_to_num()
+    return dict(average_precision=precision(said, true), chance=float((true > 0).float().mean()), correlation=float(correlation),
+                by_step=[precision(said[:, t], true[:, t]) for t in range(steps)])
+
+# %% ../nbs/30_experiments.ipynb #920062b5
 EXPERIMENTS = {
+    'present': Experiment(measure=present, common={}, arms={'its own context': {'context': 'own'}, "another window's": {'context': 'another'}, 'none': {'context': 'none'}}),
     'sampler': Experiment(measure=sampler, common={}, arms={f'{name}, K = {k}': {'sampler': name, 'dynamics.sample_steps': k}
         for name, k in (('paper', 1), ('paper', 4), ('reviewed', 2), ('reviewed', 4), ('option_a', 4), ('last_prediction', 4))}),
     'sampling_steps': Experiment(measure=sampling_steps, common={}, arms={f'K = {k}': {'dynamics.sample_steps': k} for k in (1, 2, 4)}),
@@ -146,11 +164,11 @@ EXPERIMENTS = {
         'plain heads': {'agent.latent_reader': 0}}),
 }
 
-# %% ../nbs/30_experiments.ipynb #63eaed45
+# %% ../nbs/30_experiments.ipynb #97d68b26
 @call_parse
 @_command
 def cli_experiment(
-    name:str,                # phase3, sampling_steps or sampler
+    name:str,                # phase3, sampling_steps, sampler or present
     seeds:str='0,1,2',       # seeds, comma-separated
     trunks:str='runs/claim', # folder of the runs that dreamer4_claim trained
     results:str='nbs/results', # folder of the results file
