@@ -118,9 +118,10 @@ class TimeCache:
     ): self.context, self.steps, self.layers, self.last = context, 0, {}, None   # last: for the model's own use
 
     def buffer(self, layer, like):
-        "Keys and values of a layer (2, N, heads, context, head_dim), made on first use; fewer tokens read the first ones."
+        "Keys and values of a layer (2, N, heads, context, head_dim), made on first use; fewer tokens read the first ones, more make it grow."
         n, h, _, d = like.shape
-        if layer not in self.layers: self.layers[layer] = like.new_zeros(2, n, h, self.context, d)
+        old = self.layers.get(layer, like.new_zeros(2, 0, h, self.context, d))
+        if n > old.shape[1]: self.layers[layer] = torch.cat([old, like.new_zeros(2, n - old.shape[1], h, self.context, d)], 1)
         return self.layers[layer][:, :n]
 
 # %% ../nbs/10_transformer.ipynb #dcfc275d
