@@ -134,7 +134,7 @@ def sampler(trunk, changes, seed, worlds, context=8, steps=15):
                 tree_recall=[material_scores(pixels(truth[:, t]), pixels(frames[:, t]))['recall'] for t in range(steps)],
                 spread=float(z.std() / real.std()), frechet=frechet_distance(z.flatten(2).flatten(0, 1), real.flatten(2).flatten(0, 1)))
 
-# %% ../nbs/30_experiments.ipynb #41d28f6f
+# %% ../nbs/30_experiments.ipynb #5ded0c97
 @torch.no_grad()
 def present(trunk, changes, seed, worlds, context=8, steps=10):
     "Rewards of dreams that begin somewhere else, beside the recorded ones; `worlds` is the number of windows."
@@ -146,7 +146,7 @@ def present(trunk, changes, seed, worlds, context=8, steps=10):
     if begin != 'none': dream.observe(z[:, :context], actions[:, :context])
     said = torch.stack([agent.outcome(dream.step(b['actions'][:, t])[1])[0][:, 0] for t in range(context, T)], 1)
     true = b['rewards'][:, context:T]
-    precision = lambda s, t: ev.average_precision(s.flatten().numpy(), t.flatten().numpy() > 0) if (t > 0).any() else 0.
+    precision = lambda s, t: ev.average_precision(s.flatten().numpy(), t.flatten().numpy() > 0) if (t > 0).any() else None
     correlation = torch.corrcoef(torch.stack([said.sum(1), true.sum(1)]))[0, 1].nan_to_num()
     return dict(average_precision=precision(said, true), chance=float((true > 0).float().mean()), correlation=float(correlation),
                 by_step=[precision(said[:, t], true[:, t]) for t in range(steps)])
