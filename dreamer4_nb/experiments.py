@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'EXPERIMENTS', 'Experiment', 'measure_cell', 'in_own_process', 'read_cells', 'run_experiment',
-           'clone_of', 'phase3', 'sampling_steps', 'sampler', 'present', 'cli_experiment', 'summary']
+           'clone_of', 'phase3', 'sampling_steps', 'sampler', 'present', 'cli_experiment']
 
 # %% ../nbs/30_experiments.ipynb #82843462
 import json, os, subprocess, sys, time
@@ -180,12 +180,3 @@ def cli_experiment(
     fast_memory()
     run_experiment(name, [int(s) for s in seeds.split(',')], trunks, results, task, worlds, workers or None)
     print(f'{results}/{name}.json: done')
-
-# %% ../nbs/30_experiments.ipynb #627df3e4
-def summary(cells,                # of one experiment
-            policy='imagination', # whose returns
-           ):                     # dict: arm -> array (seeds,) of mean returns, sampled and at the best temperature
-    "Mean return of every arm, seed by seed."
-    arms = dict.fromkeys(c['arm'] for c in cells)
-    mean = lambda arm, form: np.array([np.mean(c['policies'][policy + form]['returns']) for c in cells if c['arm'] == arm])
-    return {arm: dict(sampled=mean(arm, ''), tempered=mean(arm, '_tempered')) for arm in arms}
