@@ -409,7 +409,7 @@ def laptop()->Config: # minutes on two cores
         # single frames mostly, some windows for the time layers: at this budget optimiser steps are what is scarce
         tokenizer_training=StageConfig(steps=2000, batch_size=16, length=((1, 9), (8, 1)), lr=1e-3, decay=0.4, ema=0.995),
         # a token per latent, narrow, that sees what was around it a step before: how the world moves is learned once for all places;
-        # one sampling step, since more of them make the dreams no better here (chapter 13) and cost more
+        # one sampling step, since more of them make the dreams no better here (chapter 30) and cost more
         dynamics=DynamicsConfig(width=96, num_heads=4, packing=1, sample_steps=1, ramp_floor=1., pure_noise=0.3, bootstrap_fraction=0.1,
                                 frame_stack=True, agent_view=True),
         dynamics_training=StageConfig(steps=900, batch_size=4, length=16, lr=2e-3, decay=0.4, ema=0.99, single_image_fraction=0.1),
