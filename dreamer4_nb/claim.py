@@ -27,9 +27,11 @@ def one_seed(out,           # folder of the run
     results = json.loads((run.out / 'results.json').read_text())
     policies, extra = results['policies'], 0.
     if evaluation != config.evaluation:
-        start = time.time()
+        start, clock = time.time(), run.out / 'protocol' / 'minutes.json'
+        before = json.loads(clock.read_text()) if clock.exists() else 0.      # cells that are there cost nothing again
         policies = run.play('protocol', evaluation.validation_worlds, evaluation.test_worlds)
-        extra = (time.time() - start) / 60
+        extra = before + (time.time() - start) / 60
+        write_json(clock, extra)
     keep = lambda d, *names: {n: d[n] for n in names}
     return dict(seed=config.data.seed, minutes=results['minutes'], protocol_minutes=round(extra, 2), tokenizer_psnr=results['tokenizer_psnr'],
                 rollout=keep(results['rollout'], 'psnr', 'repeat_last', 'shuffled'), reward=results['reward'],
