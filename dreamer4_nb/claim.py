@@ -60,12 +60,12 @@ def keep_pictures(run_dir, path, frames=5, rollouts=1):
 def run_claim(seeds, out='runs/claim', results='nbs/results/laptop.json', size='laptop', task='collect_wood', minutes=0.,
               evaluation=EvaluationConfig(), device='cpu', progress=True, config=None):
     "Run the demo for several seeds with the full protocol and keep all returns in one results file."
-    done = []
+    done, at = [], commit()    # before the results change the tree
     for seed in seeds:
         chosen = configure(size, task, seed, minutes, config)
         done.append(one_seed(Path(out) / f'{task}_seed{seed}', chosen, replace(evaluation, temperatures=chosen.evaluation.temperatures), device, progress))
         if len(done) == 1: keep_pictures(Path(out) / f'{task}_seed{seed}', Path(results).with_name(f'{Path(results).stem}_pictures.npz'))
-        write_json(Path(results), dict(task=task, size=chosen.name, **provenance(Path(out) / f'{task}_seed{seed}'), commit=commit(), runs=done))
+        write_json(Path(results), dict(task=task, size=chosen.name, **provenance(Path(out) / f'{task}_seed{seed}'), commit=at, runs=done))
     return json.loads(Path(results).read_text())
 
 # %% ../nbs/42_claim.ipynb #a4d634c4
