@@ -21,3 +21,4 @@ for i in range(6):
     found = dict(value_loss=phase.update_value(mine)) | phase.update_policy(mine)
 found |= {f'{name}{i}': p.abs().sum().item() for name in ('policy', 'value') for i, p in enumerate(getattr(phase, name).parameters())}
 if rank == 0: open(sys.argv[1], 'w').write(json.dumps(found))
+if n > 1: torch.distributed.barrier(); torch.distributed.destroy_process_group()

@@ -75,9 +75,9 @@ def test_broken_recordings(tmp_path):
         for w in damage(what)[1]: assert w in line, line
 
 def test_configuration_with_a_typo(tmp_path):
-    (tmp_path/'c.json').write_text('{"dynamics": {"widht": 64}}')
+    (tmp_path/'c.json').write_text('{"version": 1, "dynamics": {"widht": 64}}')
     refused(call('train', tmp_path/'run', '--config', tmp_path/'c.json'), 'c.json', "'widht'", "'width'")
-    (tmp_path/'c.json').write_text('{"dynamics": {"width": -64}}')
+    (tmp_path/'c.json').write_text('{"version": 1, "dynamics": {"width": -64}}')
     refused(call('train', tmp_path/'run', '--config', tmp_path/'c.json'), 'c.json', 'width', 'at least 1')
     assert not (tmp_path/'run').exists()
 
@@ -107,8 +107,8 @@ def test_corrupt_policy(run, tmp_path):
     refused(call('demo', '--size', 'smoke', '--out', damaged(run, tmp_path, 'policies/bc.safetensors', b'\0'*40)), 'bc.safetensors')
 
 def test_corrupt_checkpoint(run, tmp_path):
-    name = next(p for p in (run/'agent').rglob('*.safetensors')).relative_to(run)
-    refused(call('demo', '--size', 'smoke', '--out', damaged(run, tmp_path, str(name), b'\0'*40)), name.name)
+    name = 'agent/checkpoint/model.safetensors'
+    refused(call('demo', '--size', 'smoke', '--out', damaged(run, tmp_path, name, b'\0'*40)), name)
 
 def test_checkpoint_of_another_size(run, tmp_path):
     from safetensors.torch import load_file, save
