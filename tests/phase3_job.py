@@ -1,5 +1,6 @@
 "Updates of phase 3 on this process's share of the same dreams; prints metrics and parameter sums as JSON."
 import json, os, sys
+from pathlib import Path
 import torch
 from dreamer4_nb.actions import ActionCodec, ActionSpace
 from dreamer4_nb.agent import Agent
@@ -20,5 +21,5 @@ for i in range(6):
     mine = Rollout(*(x[rank::n] for x in dreams))
     found = dict(value_loss=phase.update_value(mine)) | phase.update_policy(mine)
 found |= {f'{name}{i}': p.abs().sum().item() for name in ('policy', 'value') for i, p in enumerate(getattr(phase, name).parameters())}
-if rank == 0: open(sys.argv[1], 'w').write(json.dumps(found))
-if n > 1: torch.distributed.barrier(); torch.distributed.destroy_process_group()
+if rank == 0: Path(sys.argv[1]).write_text(json.dumps(found))
+if n > 1: torch.distributed.barrier(); os._exit(0)     # gloo's threads may abort an ordinary end
