@@ -120,6 +120,7 @@ def follow(): os.read(0, 1); os._exit(1)    # the pipe ends when the first proce
 threading.Thread(target=follow, daemon=True).start()
 from dreamer4_nb.run import Run
 getattr(Run(sys.argv[1], progress=False), sys.argv[2])(*json.loads(sys.argv[3]))
+sys.stdout.flush(); os._exit(0)             # not through the teardown of gloo's threads, which may abort
 '''
 
 def _free_port():
