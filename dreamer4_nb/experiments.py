@@ -53,14 +53,16 @@ def in_own_process(*cell):
     if done.returncode: raise RunError(f'{cell[0]}: {cell[1]}, seed {cell[2]}: {(done.stderr.strip().splitlines() or ["ended early"])[-1]}')
     return json.loads(done.stdout.splitlines()[-1])
 
-def read_cells(path, name):
-    "The cells that a results file holds."
+def read_cells(path, name, **same):
+    "The cells that a results file holds; `same` is what they must have been measured with."
     path = Path(path)
     if not path.exists(): return []
     try: found = json.loads(path.read_text())
     except ValueError as e: raise RunError(f'{path}: not readable as JSON ({e}); delete it') from None
     if [found.get(k) for k in ('format', 'version', 'experiment')] != [FORMAT, VERSION, name]:
         raise RunError(f'{path}: format: not the results of {name}; delete it or name another --results')
+    for k, v in same.items():
+        if found.get(k) != v: raise RunError(f'{path}: {k}: its cells were measured with {found.get(k)}, not {v}; name another --results')
     return found['cells']
 
 # %% ../nbs/30_experiments.ipynb #20e6933c
@@ -74,7 +76,7 @@ def run_experiment(name,                   # a name in `EXPERIMENTS`
     "Measure the cells that are missing; every finished one is in the results file at once."
     if name not in EXPERIMENTS: unknown(name, EXPERIMENTS, 'experiment')
     path, trunk = Path(results) / f'{name}.json', lambda seed: str(Path(trunks) / f'{task}_seed{seed}')
-    cells = read_cells(path, name)
+    cells, at = read_cells(path, name, task=task, worlds=worlds), commit()    # before the results change the tree
     there = {(c['arm'], c['seed']) for c in cells}
     todo = [(arm, seed) for seed in seeds for arm in EXPERIMENTS[name].arms if (arm, seed) not in there]
     for seed in sorted({s for _, s in todo}):
@@ -85,7 +87,7 @@ def run_experiment(name,                   # a name in `EXPERIMENTS`
         try:
             for job in tqdm(as_completed(jobs), total=len(jobs), desc=name, disable=not progress):
                 cells.append(job.result())
-                write_json(path, note | dict(commit=commit(), cells=sorted(cells, key=lambda c: (c['seed'], list(EXPERIMENTS[name].arms).index(c['arm'])))))
+                write_json(path, note | dict(commit=at, cells=sorted(cells, key=lambda c: (c['seed'], list(EXPERIMENTS[name].arms).index(c['arm'])))))
         except BaseException: pool.shutdown(cancel_futures=True); raise     # no further cell begins
     return cells
 
@@ -157,7 +159,7 @@ EXPERIMENTS = {
     'sampler': Experiment(measure=sampler, common={}, arms={f'{name}, K = {k}': {'sampler': name, 'dynamics.sample_steps': k}
         for name, k in (('paper', 1), ('paper', 4), ('reviewed', 2), ('reviewed', 4), ('option_a', 4), ('last_prediction', 4))}),
     'sampling_steps': Experiment(measure=sampling_steps, common={}, arms={f'K = {k}': {'dynamics.sample_steps': k} for k in (1, 2, 4)}),
-    'phase3': Experiment(measure=phase3, common={'imagination.iterations': 50}, arms={
+    'phase3': Experiment(measure=phase3, common={'imagination.iterations': 44}, arms={
         'chosen': {},
         'no value warm-up': {'imagination.value_warmup': 0, 'imagination.iterations': 30},
         'undecided clone': {'imagination.temperature': 1.},

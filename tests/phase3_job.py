@@ -1,4 +1,4 @@
-"Updates of phase 3 on this process's share of the same dreams; prints metrics and parameter sums as JSON."
+"Updates of phase 3 on this process's share of the same dreams: python phase3_job.py OUT, a JSON file of metrics and parameter sums"
 import json, os, sys
 from pathlib import Path
 import torch
