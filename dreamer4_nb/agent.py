@@ -12,6 +12,7 @@ from .config import AgentConfig
 from .actions import ActionCodec
 from .dynamics import Dynamics, Dream
 from .heads import MLPHead, TwoHot, ahead, masked_mean
+from .rewards import REWARD_LOSSES, extra_outputs
 
 # %% ../nbs/21_agent.ipynb #d54b603b
 class Agent(nn.Module):
@@ -26,7 +27,7 @@ class Agent(nn.Module):
         head = lambda out, distances: MLPHead(dynamics.feature_width, out, distances, c.hidden, c.layers)
         self.two_hot = TwoHot(c.num_bins, c.bin_range)
         self.policy = head(codec.num_logits, c.mtp + 1)
-        self.reward = head(c.num_bins, c.mtp + 1)
+        self.reward = head(c.num_bins + extra_outputs(c.reward_loss), c.mtp + 1)
         self.cont = head(1, 1)
 
 # %% ../nbs/21_agent.ipynb #01dc63a3
@@ -38,7 +39,7 @@ def act(self:Agent, h, temperature=1., policy=None):
 @patch
 def outcome(self:Agent, h):
     "Expected reward (...) received on arriving at a step, and probability (...) that it is not terminal."
-    return self.two_hot.mean(self.reward(h, 0)), self.cont(h, 0)[..., 0].sigmoid()
+    return self.two_hot.mean(self.reward(h, 0)[..., :self.config.num_bins]), self.cont(h, 0)[..., 0].sigmoid()
 
 # %% ../nbs/21_agent.ipynb #8ecff5bc
 @patch
@@ -58,25 +59,24 @@ def head_losses(self:Agent,
     h,               # agent features (B, T, feature_width)
     batch,           # a batch of windows (see the batches chapter)
     clone,           # (B,) bool, sequences that the policy copies
-    reward_loss=None,# function(two_hot, logits, targets) -> (...) loss; None: two-hot cross-entropy
 ):                   # dict of scalar losses
     "Behaviour cloning, reward and continue losses (equation 9)."
     T, n = h.shape[1], self.config.mtp + 1
     actions, known = ahead(batch['actions'], T, n, 1), ahead(batch['action_mask'], T, n, 1)
     nll = -self.codec.distribution(self.policy(h)).log_prob(actions)
     rewards, labelled = ahead(batch['rewards'].float(), T, n), ahead(batch['reward_mask'], T, n)
-    wrong = (reward_loss or TwoHot.loss)(self.two_hot, self.reward(h), rewards)
+    wrong = REWARD_LOSSES[self.config.reward_loss](self.two_hot, self.reward(h), rewards)
     goes_on = 1 - batch['is_terminal'][:, :T].float()
     ends = F.binary_cross_entropy_with_logits(self.cont(h, 0)[..., 0], goes_on, reduction='none')
     copied = known & clone[:, None, None]
     weight = self.config.mtp_decay ** torch.arange(n, device=h.device)
+    if self.config.reward_importance: labelled = labelled * batch['importance'][:, None, None]
     return dict(policy=masked_mean(nll, copied * weight), reward=masked_mean(wrong, labelled * weight), cont=ends.mean(),
                 metrics=dict(policy_nll=masked_mean(nll[:, :, 0].detach(), copied[:, :, 0]),
                              reward_nll=masked_mean(wrong[:, :, 0].detach(), labelled[:, :, 0])))
 
 # %% ../nbs/21_agent.ipynb #40645cc0
-def agent_loss(reward_loss=None,  # see Agent.head_losses
-              ):
+def agent_loss():
     "Loss function of phase 2 for the training loop: cloning, reward, continue and the video loss going on."
     def loss(agent, batch, generator):
         latents, relevant = batch['latents'], batch['relevant']
@@ -84,7 +84,7 @@ def agent_loss(reward_loss=None,  # see Agent.head_losses
         task = batch.get('task', torch.zeros(B, dtype=torch.long, device=latents.device))
         video, metrics, h = agent.dynamics.loss(latents, batch['actions'][:, :T], batch['action_mask'][:, :T], batch.get('single'),
                                                 generator, task, count=max(1, int((~relevant).sum())))
-        terms = agent.head_losses(h, batch, relevant, reward_loss)
+        terms = agent.head_losses(h, batch, relevant)
         terms['metrics'] |= metrics
         return dict(shortcut=video, **terms)
     return loss

@@ -7,8 +7,8 @@ __all__ = ['FIRST_SEED', 'CELL_VERSION', 'FORMS', 'NAMES', 'world_seeds', 'lands
            'scripted_player', 'random_returns', 'scripted_returns', 'film_strip', 'save_film', 'fingerprint', 'Cells',
            'cell_seed', 'evaluate_policies', 't_quantile', 'mean_interval', 'paired_difference', 'two_level_bootstrap',
            'describe', 'policy_table', 'markdown_table', 'ladder', 'ladders', 'ladder_table', 'reconstruct',
-           'reconstruction_scores', 'dream_on', 'rollouts', 'compare_rollouts', 'rollout_scores', 'average_precision',
-           'reward_scores', 'imagined_and_real']
+           'reconstruction_scores', 'dream_on', 'rollouts', 'compare_rollouts', 'rollout_scores', 'reward_scores',
+           'imagined_and_real']
 
 # %% ../nbs/24_evaluation.ipynb #bdf0f0a8
 import hashlib, json, math, os
@@ -25,6 +25,7 @@ from .tokenizer import psnr
 from .dynamics import Dream
 from .agent import Actor
 from .imagination import imagine
+from .rewards import diagnose_reward_head
 
 # %% ../nbs/24_evaluation.ipynb #5cf796db
 FIRST_SEED = dict(validation=1_000_000, test=2_000_000)   # up to a million worlds each
@@ -490,14 +491,6 @@ def rollout_scores(tokenizer, dynamics, recordings, latents, n=64, context=8, st
     return compare_rollouts(rollouts(tokenizer, dynamics, recordings, latents, n, context, steps, seed, K), context)
 
 # %% ../nbs/24_evaluation.ipynb #24b0c0e2
-def average_precision(
-    scores, # (N,) higher means more likely
-    hits,   # (N,) bool, at least one True
-):          # float in (0, 1]
-    "Mean precision at every hit, in the order of falling scores."
-    hits = np.asarray(hits, bool)[np.argsort(-np.asarray(scores, float), kind='stable')]
-    return float((hits.cumsum()/np.arange(1, len(hits) + 1))[hits].mean())
-
 @torch.no_grad()
 def reward_scores(
     agent,      # `Agent`
@@ -506,16 +499,13 @@ def reward_scores(
     n=64,       # windows
     length=16,  # steps in a window; the first quarter is context only
     seed=0,     # of the windows
-):              # dict: recorded and predicted mean, predicted mean where rewarded and elsewhere, average_precision; None without rewards
+)->dict:        # see `diagnose_reward_head`
     "What the reward head says about held-out steps."
     b = Windows(recordings, n, length, horizon=0, relevant_fraction=0, latents=latents, fields=(), seed=seed).batch(0)
     z, actions, mask = (b[k][:, :length].to(_device(agent)) for k in ('latents', 'actions', 'action_mask'))
     said = agent.outcome(agent.features(z, actions, mask, generator=torch.Generator().manual_seed(seed)))[0].cpu()
     judged = b['reward_mask'][:, :length].clone(); judged[:, :length//4] = False
-    said, true = said[judged], b['rewards'][:, :length][judged]
-    hit, mean = true > 0, lambda x: float(x.mean()) if len(x) else None
-    return dict(recorded=mean(true), predicted=mean(said), where_rewarded=mean(said[hit]), elsewhere=mean(said[~hit]),
-                average_precision=average_precision(said.numpy(), hit.numpy()) if hit.any() else None)
+    return diagnose_reward_head(said[judged], b['rewards'][:, :length][judged])
 
 # %% ../nbs/24_evaluation.ipynb #24b0c0d2
 @torch.no_grad()

@@ -4,26 +4,31 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'EXPERIMENTS', 'Experiment', 'measure_cell', 'in_own_process', 'read_cells', 'run_experiment',
-           'clone_of', 'phase3', 'sampling_steps', 'sampler', 'present', 'cli_experiment']
+           'phase3', 'alarms', 'sampling_steps', 'sampler', 'present', 'recorded_steps', 'thinned', 'reward_head',
+           'cli_experiment']
 
 # %% ../nbs/30_experiments.ipynb #82843462
 import json, os, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-import numpy as np, torch
+import numpy as np, torch, torch.nn.functional as F
 from fastcore.script import call_parse
 from tqdm import tqdm
 from . import evaluation as ev
-from .agent import clone_policy
+from .advantages import Monitor
 from .batches import LatentStore, Windows
 from .dynamics import Dream
 from .schedule import SAMPLERS, frechet_distance
 from .tokenizer import psnr
 from .claim import commit
 from .config import EvaluationConfig, unknown
+from .heads import MLPHead, TwoHot
 from .pmpo import Imagination
 from .recordings import write_json
+from .rewards import REWARD_LOSSES, average_precision, diagnose_reward_head, drawing, extra_outputs, fit_reward_head, near_rewards
+from .tokenizer_time import attention_cost, tokenizer_time
 from .world import material_scores
 from .run import Run, RunError, machine, versions, fast_memory, _command
 
@@ -92,24 +97,37 @@ def run_experiment(name,                   # a name in `EXPERIMENTS`
     return cells
 
 # %% ../nbs/30_experiments.ipynb #e4837626
-def clone_of(run, agent):
-    "The run's clone on relevant windows, fitted anew where the heads have another form than the run's."
-    if agent.config.latent_reader == run.config.agent.latent_reader: return run.policy('bc', agent)
-    return clone_policy(agent, *run.clone_windows(agent, 'bc'), agent.config.clone_epochs, seed=run.seed)
-
 def phase3(trunk, changes, seed, worlds):
     "Imagination with some settings changed, then both policies in the true world."
     run = Run(trunk, progress=False, processes=1)
     c, agent = run.config.change(changes), run.trained('agent')
-    agent.config, im = c.agent, c.imagination
-    clone, windows = clone_of(run, agent), run.contexts(im)
-    phase = Imagination(agent, im, seed, clone)
+    im, clone, windows = c.imagination, run.policy('bc', agent), run.contexts(c.imagination)
+    phase = Imagination(agent, im, seed, clone, (Monitor(),))
     for _ in range(im.iterations): phase.step(next(windows))
     counts = EvaluationConfig(validation_worlds=worlds, test_worlds=worlds, temperatures=c.evaluation.temperatures)
     policies = ev.evaluate_policies(run.trained('tokenizer'), agent, dict(bc=clone, imagination=phase.average), c.data.task, c.data.view, counts, seed,
-                                    run.out / 'experiments', progress=False)   # where other arms find what the same clone did
+                                    run.out / 'experiments', progress=False)   # where other arms find what the clone did
     keep = lambda p: {k: p[k] for k in ('returns', 'temperature', 'validation') if k in p}
     return dict(policies={n: keep(p) for n, p in policies.items()}, history=phase.history, dreamed_steps=(im.iterations - im.value_warmup) * im.contexts * im.horizon)
+
+# %% ../nbs/30_experiments.ipynb #9f35ac56
+def alarms(trunk, changes, seed, worlds):
+    "Phase 3 with something broken, watched; `worlds` plays no part."
+    run = Run(trunk, progress=False, processes=1)
+    broken = {k: changes[k] for k in ('reward', 'returns') if k in changes}
+    c, agent, monitor = run.config.change({k: v for k, v in changes.items() if k not in broken}), run.trained('agent'), Monitor()
+    phase = Imagination(agent, c.imagination, seed, run.policy('bc', agent), (monitor,))
+    outcome, returns = agent.outcome, phase.returns
+    if 'reward' in broken: agent.outcome = lambda h: (outcome(h)[0] * broken['reward'], outcome(h)[1])
+    if broken.get('returns') == 'of other moments': phase.returns = lambda roll: (lambda R, v: (R.flip(0), v))(*returns(roll))
+    windows, scored = run.contexts(c.imagination), []
+    for _ in range(c.imagination.iterations):
+        phase.step(next(windows))
+        a = phase.seen['returns'] - phase.seen['values']
+        z = (a - a.mean()) / a.std().clamp(min=1e-8)
+        scored.append(bool((z > 0).sum() < 10 and (z < 0).sum() < 10))      # the reviewed alarm
+    return dict(history=phase.history, histograms=[h.tolist() for h in monitor.histograms], edges=monitor.edges.tolist(),
+                warnings=monitor.warnings(), reviewed_alarm=scored)
 
 # %% ../nbs/30_experiments.ipynb #3152ccd3
 def sampling_steps(trunk, changes, seed, worlds, context=8, steps=15):
@@ -148,29 +166,84 @@ def present(trunk, changes, seed, worlds, context=8, steps=10):
     if begin != 'none': dream.observe(z[:, :context], actions[:, :context])
     said = torch.stack([agent.outcome(dream.step(b['actions'][:, t])[1])[0][:, 0] for t in range(context, T)], 1)
     true = b['rewards'][:, context:T]
-    precision = lambda s, t: ev.average_precision(s.flatten().numpy(), t.flatten().numpy() > 0) if (t > 0).any() else None
+    precision = lambda s, t: average_precision(s.flatten().numpy(), t.flatten().numpy() > 0) if (t > 0).any() else None
     correlation = torch.corrcoef(torch.stack([said.sum(1), true.sum(1)]))[0, 1].nan_to_num()
     return dict(average_precision=precision(said, true), chance=float((true > 0).float().mean()), correlation=float(correlation),
                 by_step=[precision(said[:, t], true[:, t]) for t in range(steps)])
 
+# %% ../nbs/30_experiments.ipynb #d58f9564
+def recorded_steps(run, recordings, see=('action', 'before', 'after')):
+    "What a head may see of every recorded step (N, width), the rewards (N,), and the episodes (N,)."
+    store, seen, rewards = LatentStore(run.out / 'latents'), [], []
+    for i, name in enumerate(recordings.names):
+        z = torch.from_numpy(np.array(store[name], np.float32)).flatten(1)
+        actions = torch.from_numpy(np.array(recordings.actions(i)[:, 0], np.int64))
+        parts = dict(action=F.one_hot(actions, recordings.codec.num_logits).float(), before=z[:-1], after=z[1:])
+        seen.append(torch.cat([parts[p] for p in see], 1)); rewards.append(np.array(recordings.rewards(i), np.float32))
+    return torch.cat(seen), rewards
+
+def thinned(hit, share, count, rng):
+    "So many steps (or all that there are) of which a given share is rewarded."
+    good, rest = np.flatnonzero(hit), np.flatnonzero(~hit)
+    n = min(round(count * share), len(good))
+    return np.sort(np.concatenate([rng.choice(good, n, replace=False), rng.choice(rest, min(count - n, len(rest)), replace=False)]))
+
+def reward_head(trunk, changes, seed, worlds, shares=(.1, .01, .001), count=20_000):
+    "A reward head for every share of rewarded steps, looked at on held-out steps; `worlds` plays no part."
+    run = Run(trunk, progress=False, processes=1)
+    see, c, found = changes.get('see', ('action', 'before', 'after')), run.config.agent, {}
+    (x, by_episode), (held, true) = (recorded_steps(run, d, see) for d in run.data())
+    hits, true, two_hot = np.concatenate(by_episode) > 0, np.concatenate(true), TwoHot(c.num_bins, c.bin_range)
+    odd, ends = np.repeat(np.arange(len(by_episode)) % 2 == 1, [len(r) for r in by_episode]), np.cumsum([len(r) for r in by_episode])[:-1]
+    loss = partial(REWARD_LOSSES[changes.get('loss', 'two_hot')], **changes.get('with', {}))
+    for share in shares:
+        use = thinned(hits, share, count, np.random.default_rng(seed))
+        hit = np.zeros(len(hits), bool); hit[use] = hits[use]
+        if changes.get('odd episodes') == 'gone': use = use[~odd[use]]
+        if changes.get('odd episodes') == 'zero': hit &= ~odd
+        near = np.concatenate([near_rewards(h) for h in np.split(hit, ends)])
+        p, weight = drawing(changes.get('draw', 'uniform'), hit[use], near[use])
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            head = MLPHead(x.shape[1], c.num_bins + extra_outputs(changes.get('loss')), 1, 64, 2, (run.config.tokenizer.num_latents * (len(see) - ('action' in see)), run.config.tokenizer.latent_dim), 16)
+        fit_reward_head(head, two_hot, x[use], torch.from_numpy(hit[use]).float(), loss, p, torch.from_numpy(weight).float() if changes.get('weighted') else None, seed=seed)
+        with torch.no_grad(): said = torch.cat([two_hot.mean(head(h, 0)[:, :c.num_bins]) for h in held.split(1000)]).numpy()
+        even = np.where(true > 0, share / (1 - share) * (true <= 0).sum() / max((true > 0).sum(), 1), 1.)   # as rare as in training
+        quantiles = lambda s: [round(float(q), 4) for q in np.quantile(s, (.05, .25, .5, .75, .95))] if len(s) else None
+        found[str(share)] = diagnose_reward_head(said, true, even) | dict(rewarded_steps=int(hit[use].sum()), at_rewards=quantiles(said[true > 0]), elsewhere_at=quantiles(said[true <= 0]))
+    return dict(shares=found)
+
 # %% ../nbs/30_experiments.ipynb #920062b5
+_KINDS = {'each frame alone': {'tokenizer.context': 1}, 'dense': {'tokenizer.attention': 'dense'}, 'factorised': {}}   # chapter 35
+
 EXPERIMENTS = {
+    'attention_cost': Experiment(measure=attention_cost, common={}, arms=_KINDS),
+    'tokenizer_time': Experiment(measure=tokenizer_time, common={}, arms=_KINDS | {f'Minecraft, {k}': v | {'footage': '../shared/data/minerl-agent-videos'} for k, v in _KINDS.items()}),
     'present': Experiment(measure=present, common={}, arms={'its own context': {'context': 'own'}, "another window's": {'context': 'another'}, 'none': {'context': 'none'}}),
     'sampler': Experiment(measure=sampler, common={}, arms={f'{name}, K = {k}': {'sampler': name, 'dynamics.sample_steps': k}
         for name, k in (('paper', 1), ('paper', 4), ('reviewed', 2), ('reviewed', 4), ('option_a', 4), ('last_prediction', 4))}),
     'sampling_steps': Experiment(measure=sampling_steps, common={}, arms={f'K = {k}': {'dynamics.sample_steps': k} for k in (1, 2, 4)}),
-    'phase3': Experiment(measure=phase3, common={'imagination.iterations': 44}, arms={
+    'reward_head': Experiment(measure=reward_head, common={}, arms={
+        'two-hot': {}, 'focal': {'loss': 'focal'}, 'focal, gamma 1': {'loss': 'focal', 'with': {'gamma': 1.}}, 'focal, gamma 4': {'loss': 'focal', 'with': {'gamma': 4.}},
+        'focal, alpha 0.25': {'loss': 'focal', 'with': {'alpha': .25}}, 'focal, alpha 0.75': {'loss': 'focal', 'with': {'alpha': .75}},
+        'HL-Gauss': {'loss': 'hl_gauss'}, 'multi-task': {'loss': 'multi_task'},
+        **{f'{name}{", weighted" if w else ""}': {'draw': draw, 'weighted': w} for name, draw in (('half rewarded', 'half'), ('tenfold', 'tenfold'), ('50/50 mixture', 'mixture')) for w in (False, True)},
+        'action hidden': {'see': ['before', 'after']}, 'only the frame after': {'see': ['after']}, 'only the frame before': {'see': ['before']},
+        'half without labels': {'odd episodes': 'gone'}, 'half without labels, as zero': {'odd episodes': 'zero'}}),
+    'alarms': Experiment(measure=alarms, common={'imagination.iterations': 24, 'imagination.value_warmup': 4, 'imagination.contexts': 64}, arms={
+        'healthy': {}, 'reward head of a thousandth': {'reward': .001}, 'value head that stands still': {'imagination.value_lr': 1e-9},
+        'returns of other moments': {'returns': 'of other moments'}, 'no leash': {'imagination.beta': 0., 'imagination.lr': 3e-3}}),
+    'phase3': Experiment(measure=phase3, common={'imagination.iterations': 44, 'imagination.contexts': 64, 'evaluation.temperatures': [1., .5]}, arms={
         'chosen': {},
         'no value warm-up': {'imagination.value_warmup': 0, 'imagination.iterations': 30},
-        'undecided clone': {'imagination.temperature': 1.},
-        'plain heads': {'agent.latent_reader': 0}}),
+        'A > 0': {'imagination.advantages': 'greater'}, 'extreme tenths': {'imagination.advantages': 'percentile'}}),
 }
 
 # %% ../nbs/30_experiments.ipynb #97d68b26
 @call_parse
 @_command
 def cli_experiment(
-    name:str,                # phase3, sampling_steps, sampler or present
+    name:str,                # one of EXPERIMENTS: phase3, alarms, reward_head, tokenizer_time, ...
     seeds:str='0,1,2',       # seeds, comma-separated
     trunks:str='runs/claim', # folder of the runs that dreamer4_claim trained
     results:str='nbs/results', # folder of the results file

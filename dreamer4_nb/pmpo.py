@@ -12,6 +12,7 @@ from accelerate.utils import gather, reduce
 from fastcore.basics import patch
 from .config import ImaginationConfig
 from .agent import Agent
+from .advantages import split_advantages
 from .imagination import imagine, lambda_returns, Rollout
 
 # %% ../nbs/23_pmpo.ipynb #f5aacae8
@@ -20,16 +21,17 @@ def pmpo_loss(log_prob,     # ln pi(a|s) of the dreamed actions (...), with grad
               kl,           # KL[pi || prior] per step (...), with gradient
               alpha:float=.5, # weight of the good set; 1 - alpha of the bad one
               beta:float=.3,  # weight of the KL term
+             how='sign',     # splits the steps, see `split_advantages`
+             share:float=.1, # of the steps in each set, for how='percentile'
              total=lambda x: x, # adds up a tensor over processes that each hold a share of the steps
              ):             # scalar loss, metrics
     "PMPO (equation 11)."
-    good = (advantage >= 0).to(log_prob.dtype)
-    bad = 1 - good
+    good, bad = (m.to(log_prob.dtype) for m in split_advantages(advantage, how, share))
     n_good, n_bad = total(good.sum()), total(bad.sum())
     up, down = (good * log_prob).sum() / n_good.clamp(min=1), (bad * log_prob).sum() / n_bad.clamp(min=1)
-    kl = kl.sum() / (n_good + n_bad)
+    kl = kl.sum() / total(torch.tensor(float(kl.numel()), device=kl.device))
     loss = (1 - alpha) * down - alpha * up + beta * kl
-    return loss, dict(positive=n_good / (n_good + n_bad), kl=total(kl.detach()))
+    return loss, dict(positive=n_good / (n_good + n_bad).clamp(min=1), kl=total(kl.detach()))
 
 # %% ../nbs/23_pmpo.ipynb #1f5b6e9c
 @torch.no_grad()
@@ -126,7 +128,7 @@ def update_policy(self:Imagination, roll:Rollout):
     R, v = self.returns(roll)
     h, c = roll.features[:, :-1], self.config
     pi, prior = self.agent.act(h, policy=self.policy), self.agent.act(h, policy=self.prior)
-    loss, metrics = pmpo_loss(pi.log_prob(roll.actions), R - v, pi.kl(prior), c.alpha, c.beta, total)
+    loss, metrics = pmpo_loss(pi.log_prob(roll.actions), R - v, pi.kl(prior), c.alpha, c.beta, c.advantages, c.advantage_share, total)
     descend(loss, self.policy, self.policy_opt)
     follow(self.average, self.policy, c.policy_ema)
     mean = lambda x: total(x.detach().sum()).item() / total(torch.tensor(float(x.numel()), device=x.device)).item()
@@ -145,7 +147,7 @@ def everyones(x): return gather(x) if torch.distributed.is_initialized() else x
 def step(self:Imagination,
     batch, # windows of at least context_length + horizon steps
 ):         # dict of numbers
-    "One iteration; returns its metrics."
+    "One iteration; returns its metrics, and keeps what was dreamed in `seen`."
     c = self.config
     warm = self.iteration < c.value_warmup
     roll = self.recorded(batch) if warm else self.dream(batch)
@@ -159,7 +161,7 @@ def step(self:Imagination,
                'returns': R.mean().item(), 'values': v.mean().item(), 'explained': explained(R, v)}
     if not warm:
         for _ in range(c.policy_updates): metrics |= self.update_policy(any_dream())
-    self.advantage, self.iteration = (R - v).cpu(), self.iteration + 1
+    self.seen, self.iteration = dict(rewards=everyones(roll.rewards).cpu(), returns=R.cpu(), values=v.cpu()), self.iteration + 1
     self.history.append(metrics)
     for callback in self.callbacks: callback(self, metrics)
     return metrics

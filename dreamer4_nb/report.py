@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['UNITS', 'INK', 'MUTED', 'PALE', 'COLORS', 'BASES', 'HISTORY', 'RUN_FORMAT', 'RUN_VERSION', 'STYLE', 'SECTIONS',
            'PAGE', 'split_name', 'in_order', 'verdict', 'plot_losses', 'plot_grid', 'plot_reconstructions',
-           'plot_rollout', 'plot_rollout_psnr', 'plot_advantages', 'plot_history', 'plot_imagined_real',
-           'plot_policies', 'plot_stages', 'plot_film', 'read_json', 'read_arrays', 'Page', 'attempt', 'at_a_glance',
-           'policies_section', 'ladder_section', 'films_section', 'imagination_section', 'rollouts_section',
-           'tokenizer_section', 'losses_section', 'stages_section', 'run_section', 'write_report']
+           'plot_rollout', 'plot_rollout_psnr', 'plot_advantages', 'plot_advantage_rounds', 'plot_history',
+           'plot_imagined_real', 'plot_policies', 'plot_stages', 'plot_film', 'read_json', 'read_arrays', 'Page',
+           'attempt', 'at_a_glance', 'policies_section', 'ladder_section', 'films_section', 'imagination_section',
+           'rollouts_section', 'tokenizer_section', 'losses_section', 'stages_section', 'run_section', 'write_report']
 
 # %% ../nbs/41_report.ipynb #701ad309
 import base64, html, io, json, math, os, re
@@ -204,6 +204,17 @@ def plot_advantages(
         ax.text(at, .9, f'{side}  {len(part)/len(a):.0%}', color=color, transform=ax.transAxes, ha='left' if at < .5 else 'right')
     ax.set_ylim(0, 1.2*ax.get_ylim()[1]); ax.locator_params('x', nbins=7)
     ax.axvline(0, color=INK, lw=.8); _words(ax, title, 'advantage', 'dreamed steps')
+    return fig
+
+def plot_advantage_rounds(
+    histograms, # (rounds, bins) counts
+    edges,      # (bins + 1,)
+)->Figure:
+    "Histograms of advantages over training, one column for each round of dreams."
+    fig, (ax,) = _panels()
+    shares = np.asarray(histograms, float).T / np.maximum(np.sum(histograms, 1), 1)
+    ax.imshow(np.sqrt(shares), origin='lower', aspect='auto', cmap='Blues', extent=(.5, len(histograms) + .5, edges[0], edges[-1]))
+    ax.axhline(0, color=INK, lw=.8); _words(ax, 'advantages over training', 'round of dreams', 'advantage')
     return fig
 
 # %% ../nbs/41_report.ipynb #4748ca70
@@ -475,6 +486,16 @@ def _advantages(page, which):
     title = f'advantages, {which} policy iteration'
     return page.figure(f'advantages_{which}', plot_advantages(a, title), title)
 
+def _advantage_rounds(page):
+    a = read_arrays(page.run_dir/'imagination'/'advantages.npz')
+    if not len(a.get('histograms', ())): raise FileNotFoundError('advantages.npz: histograms were not kept')
+    return page.figure('advantage_rounds', plot_advantage_rounds(a['histograms'], a['edges']), 'advantages over training')
+
+def _alarms(page):
+    if 'alarms' not in read_json(page.run_dir/'imagination'/'history.json')[-1]: return ''     # nobody watched
+    on = page.run.get('stages', {}).get('imagination', {}).get('alarms', [])
+    return _p('On at the end: ' + '; '.join(map(html.escape, on)) + '.' if on else 'No alarm was on at the end.')
+
 def _imagined_real(page):
     pair = page.results.get('imagined_vs_real')
     if not pair: raise FileNotFoundError('imagined returns were not compared with real ones')
@@ -484,8 +505,8 @@ def imagination_section(page)->str:
     "The history of phase 3."
     text = ('The policy learns from the sign of the advantage: <i>D</i>⁺ are the dreamed steps that turned out better than expected, '
             '<i>D</i>⁻ the others.')
-    right = [attempt(_advantages, page, 'first'), attempt(_advantages, page, 'last'), attempt(_imagined_real, page)]
-    return _p(text) + _row(attempt(_history, page), f'<div class="stack">{"".join(right)}</div>')
+    right = [attempt(_advantages, page, 'first'), attempt(_advantages, page, 'last'), attempt(_advantage_rounds, page), attempt(_imagined_real, page)]
+    return _p(text) + attempt(_alarms, page) + _row(attempt(_history, page), f'<div class="stack">{"".join(right)}</div>')
 
 # %% ../nbs/41_report.ipynb #ad47c17c
 def _rollouts(page, most=2):

@@ -28,6 +28,7 @@ from .tokenizer import Tokenizer, tokenizer_loss
 from .dynamics import Dynamics, dynamics_loss, generate
 from .agent import Agent, Actor, agent_loss, clone_data, clone_policy
 from .pmpo import Imagination
+from .advantages import Monitor
 from . import evaluation as ev
 
 # %% ../nbs/40_whole_run.ipynb #7e5949c9
@@ -319,14 +320,16 @@ def imagination(self:Run):
     windows = self.contexts(c)
     with self.stage('imagination') as note, self.together('imagination'):
         make_accelerator(self.device)   # joins the processes
-        phase, kept = Imagination(agent, c, self.seed, self.policy('bc', agent)), {}
+        monitor = Monitor()
+        phase, kept = Imagination(agent, c, self.seed, self.policy('bc', agent), (monitor,)), {}
         bar = tqdm(range(c.iterations), desc='imagination', disable=not self.progress)
         for i in bar:
             m = phase.step(next(windows))
-            if i == c.value_warmup: kept['first'] = phase.advantage.numpy()
-            bar.set_postfix(reward=f'{m.get("imagined_reward", 0.):.3f}', value=f'{m["values"]:.2f}')
+            if i == c.value_warmup: kept['first'] = (phase.seen['returns'] - phase.seen['values']).numpy()
+            bar.set_postfix(reward=f'{m.get("imagined_reward", 0.):.3f}', value=f'{m["values"]:.2f}', **({'alarms': ', '.join(m['alarms'])} if m.get('alarms') else {}))
         if self.rank: return
-        kept['last'] = phase.advantage.numpy()
+        kept |= dict(last=(phase.seen['returns'] - phase.seen['values']).numpy(), histograms=np.array(monitor.histograms), edges=monitor.edges)
+        for line in monitor.warnings(): note.setdefault('alarms', []).append(line); print(f'alarm: {line}')
         self.save_policy('imagination', phase.average)
         write_json(self.out / 'imagination' / 'history.json', phase.history)
         with new_file(self.out / 'imagination' / 'advantages.npz') as path: np.savez(path, **kept)

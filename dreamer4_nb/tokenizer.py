@@ -50,7 +50,7 @@ class Tokenizer(nn.Module):
         h, w = (size, size) if isinstance(size, int) else size
         self.frame_shape, self.rows, self.cols = (c.channels, h, w), h // c.patch_size, w // c.patch_size
         net = lambda: Transformer(c.width, c.depth, c.num_heads, time_every=c.time_every, context=c.context,
-                                  mlp_ratio=c.mlp_ratio, soft_cap=c.soft_cap, local_start=True)
+                                  mlp_ratio=c.mlp_ratio, soft_cap=c.soft_cap, local_start=True, attention=c.attention)
         self.encoder, self.decoder = net(), net()
         pixels = c.channels * c.patch_size ** 2
         self.patch_in, self.patch_out = nn.Linear(pixels, c.width), nn.Linear(c.width, pixels)

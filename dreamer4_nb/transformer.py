@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOCAL_GAIN', 'SwiGLU', 'rotary', 'attend', 'Attention', 'SpaceAttention', 'TimeCache', 'TimeAttention', 'window_mask',
-           'layer_kinds', 'Layer', 'Transformer', 'grid_positions']
+           'DenseAttention', 'layer_kinds', 'Layer', 'Transformer', 'grid_positions']
 
 # %% ../nbs/10_transformer.ipynb #364c2477
 import math
@@ -180,6 +180,45 @@ def window_mask(T:int, context:int, device=None):
     ago = torch.arange(T, device=device)[:, None] - torch.arange(T, device=device)[None]
     return (ago >= 0) & (ago < context)
 
+# %% ../nbs/10_transformer.ipynb #c5552329
+class DenseAttention(Attention):
+    "Attention over all tokens of the last steps (what the factorised layers replace)."
+    def forward(self,
+        x,             # tokens (B, T, S, C)
+        groups,        # sizes of the token groups, adding up to S
+        context,       # longest look back in steps, the present one included
+        single=None,   # (B,) True: separate images, no look back
+        cache=None,    # TimeCache: go on from its past (T steps at first, then one at a time)
+        layer=0,       # which buffer of the cache is ours
+        paired=0,      # must be 0: only time layers can do that
+    ):                 # (B, T, S, C)
+        if paired: raise ValueError('paired: dense attention cannot show one sequence the past of another; use factorised layers')
+        (B, T, S, _), steps = x.shape, cache.steps if cache else 0
+        q, k, v = (t.permute(0, 3, 1, 2, 4).flatten(2, 3) for t in self.project(x, x))       # (B, heads, T*S, head_dim)
+        when = torch.arange(steps, steps + T, device=x.device)
+        q, k = (rotary(t, when.repeat_interleave(S)) for t in (q, k))
+        if cache is not None: k, v, then = self._remember(k, v, B, T, S, when, cache, layer)
+        else: then = when
+        ago = when.repeat_interleave(S)[:, None] - then.repeat_interleave(S)
+        ids = torch.arange(len(groups), device=x.device).repeat_interleave(torch.tensor(groups, device=x.device))
+        own = (ago == 0) & (ids.repeat(T)[:, None] >= ids.repeat(len(then)))
+        past = (ago > 0) & (ago < context)
+        mask = own | past if single is None else (own | past & ~single[:, None, None])[:, None]
+        return self.out(attend(q, k, v, mask, soft_cap=self.soft_cap).unflatten(2, (T, S)).permute(0, 2, 3, 1, 4).reshape(B, T, S, -1))
+
+    def _remember(self, k, v, B, T, S, when, cache, layer):
+        "Put these steps into the cache; keys, values and time of all that may be looked at."
+        if cache.steps and T != 1: raise ValueError(f'a filled cache takes one step at a time, got {T}')
+        apart = lambda t: t.unflatten(2, (T, S)).permute(0, 3, 1, 2, 4).flatten(0, 1)        # (B*S, heads, T, head_dim)
+        n, buf = min(T, cache.context), cache.buffer(layer, apart(k))
+        slots = when[-n:] % cache.context
+        buf[0, :, :, slots], buf[1, :, :, slots] = apart(k)[:, :, -n:], apart(v)[:, :, -n:]
+        if T > 1: return k, v, when
+        full, last = min(cache.steps + 1, cache.context), cache.steps
+        back = lambda t: t[:, :, :full].unflatten(0, (B, S)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+        slot = torch.arange(full, device=k.device)
+        return back(buf[0]), back(buf[1]), last - (last - slot) % cache.context
+
 # %% ../nbs/10_transformer.ipynb #fd39a1ac
 def layer_kinds(depth:int,         # number of layers
                 time_every:int=4,  # one time layer in so many (paper: 4)
@@ -190,24 +229,24 @@ def layer_kinds(depth:int,         # number of layers
 
 # %% ../nbs/10_transformer.ipynb #41365683
 class Layer(nn.Module):
-    "One pre-norm layer: attention over space or time, then SwiGLU."
+    "One pre-norm layer: attention over space, time or both, then SwiGLU."
     def __init__(self, kind, width, num_heads, num_kv_heads=None, mlp_ratio=8/3, soft_cap=None, local_start=False):
         super().__init__()
         self.kind = kind
-        attention = SpaceAttention if kind == 's' else TimeAttention
-        self.attention = attention(width, num_heads, num_kv_heads, soft_cap, local_start and kind == 's')
+        attention = dict(s=SpaceAttention, t=TimeAttention, d=DenseAttention)[kind]
+        self.attention = attention(width, num_heads, num_kv_heads, soft_cap, local_start and kind != 't')
         self.norm1, self.norm2 = nn.RMSNorm(width, eps=1e-6), nn.RMSNorm(width, eps=1e-6)
         self.mlp = SwiGLU(width, mlp_ratio)
 
     def forward(self, x, keep=None, **kw):
         keep = keep or x.shape[2]
-        h = self.attention(self.norm1(x), **kw)[:, :, -keep:] if self.kind == 't' else self.attention(self.norm1(x), keep=keep, **kw)
+        h = self.attention(self.norm1(x), **kw)[:, :, -keep:] if self.kind != 's' else self.attention(self.norm1(x), keep=keep, **kw)
         x = x[:, :, -keep:] + h
         return x + self.mlp(self.norm2(x))
 
 # %% ../nbs/10_transformer.ipynb #aa60915b
 class Transformer(nn.Module):
-    "Block-causal transformer over (B, T, S, C) tokens with factorised space and time layers (paper 3.4)."
+    "Block-causal transformer over (B, T, S, C) tokens, with space and time layers (paper 3.4) unless `attention` is dense."
     def __init__(self,
         width:int,              # channels
         depth:int,              # layers
@@ -218,10 +257,11 @@ class Transformer(nn.Module):
         mlp_ratio:float=8/3,    # hidden units of SwiGLU per channel
         soft_cap:float=None,    # attention logit bound
         local_start:bool=False, # start space layers with equal query and key weights
+        attention:str='factorised', # or 'dense'
         checkpoint:bool=False,  # recompute activations in the backward pass to save memory
     ):
         super().__init__()
-        self.kinds, self.context, self.checkpoint = layer_kinds(depth, time_every), context, checkpoint
+        self.kinds, self.context, self.checkpoint = 'd' * depth if attention == 'dense' else layer_kinds(depth, time_every), context, checkpoint
         self.layers = nn.ModuleList(Layer(k, width, num_heads, num_kv_heads, mlp_ratio, soft_cap, local_start)
                                     for k in self.kinds)
         self.norm = nn.RMSNorm(width, eps=1e-6)
@@ -248,11 +288,11 @@ def forward(self:Transformer,
     groups, keep = groups or (x.shape[2],), keep or x.shape[2]
     finish, last_space, last = finish or keep, self.kinds.rfind('s'), len(self.kinds) - 1
     for i, layer in enumerate(self.layers):
-        kw = dict(groups=groups) if layer.kind == 's' else dict(
-            context=self.context, single=single, cache=cache, layer=i, paired=paired)
+        kw = dict(groups=groups) if layer.kind != 't' else {}
+        if layer.kind != 's': kw |= dict(context=self.context, single=single, cache=cache, layer=i, paired=paired)
         if i in (last_space, last): kw['keep'] = finish if i == last else keep
         x = recompute(layer, x, use_reentrant=False, **kw) if self.checkpoint and self.training else layer(x, **kw)
-    if cache is not None and commit: cache.steps += x.shape[1] if 't' in self.kinds else 0
+    if cache is not None and commit: cache.steps += x.shape[1] if self.kinds.strip('s') else 0
     return self.norm(x[:, :, -finish:])
 
 # %% ../nbs/10_transformer.ipynb #345d93a4
