@@ -10,7 +10,7 @@ __all__ = ['FORMAT', 'VERSION', 'EXPERIMENTS', 'Experiment', 'measure_cell', 'in
 # %% ../nbs/30_experiments.ipynb #82843462
 import json, os, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
@@ -114,11 +114,12 @@ def phase3(trunk, changes, seed, worlds):
 def alarms(trunk, changes, seed, worlds):
     "Phase 3 with something broken, watched; `worlds` plays no part."
     run = Run(trunk, progress=False, processes=1)
-    broken = {k: changes[k] for k in ('reward', 'returns') if k in changes}
+    broken = {k: changes[k] for k in ('reward', 'recorded', 'returns') if k in changes}
     c, agent, monitor = run.config.change({k: v for k, v in changes.items() if k not in broken}), run.trained('agent'), Monitor()
     phase = Imagination(agent, c.imagination, seed, run.policy('bc', agent), (monitor,))
-    outcome, returns = agent.outcome, phase.returns
+    outcome, returns, recorded = agent.outcome, phase.returns, phase.recorded
     if 'reward' in broken: agent.outcome = lambda h: (outcome(h)[0] * broken['reward'], outcome(h)[1])
+    if 'recorded' in broken: phase.recorded = lambda b: (lambda roll: replace(roll, rewards=roll.rewards * broken['recorded']))(recorded(b))
     if broken.get('returns') == 'of other moments': phase.returns = lambda roll: (lambda R, v: (R.flip(0), v))(*returns(roll))
     windows, scored = run.contexts(c.imagination), []
     for _ in range(c.imagination.iterations):
@@ -231,7 +232,7 @@ EXPERIMENTS = {
         'action hidden': {'see': ['before', 'after']}, 'only the frame after': {'see': ['after']}, 'only the frame before': {'see': ['before']},
         'half without labels': {'odd episodes': 'gone'}, 'half without labels, as zero': {'odd episodes': 'zero'}}),
     'alarms': Experiment(measure=alarms, common={'imagination.iterations': 24, 'imagination.value_warmup': 4, 'imagination.contexts': 64}, arms={
-        'healthy': {}, 'reward head of a thousandth': {'reward': .001}, 'value head that stands still': {'imagination.value_lr': 1e-9},
+        'healthy': {}, 'reward head of a thousandth': {'reward': .001}, 'nothing is ever paid': {'reward': .001, 'recorded': .001}, 'value head that stands still': {'imagination.value_lr': 1e-9},
         'returns of other moments': {'returns': 'of other moments'}, 'no leash': {'imagination.beta': 0., 'imagination.lr': 3e-3}}),
     'phase3': Experiment(measure=phase3, common={'imagination.iterations': 44, 'imagination.contexts': 64, 'evaluation.temperatures': [1., .5]}, arms={
         'chosen': {},

@@ -15,7 +15,7 @@ from functools import wraps
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
-from fastcore.script import call_parse
+from fastcore.script import call_parse, store_true
 from accelerate.state import AcceleratorState
 from tqdm import tqdm
 import dreamer4_nb
@@ -575,6 +575,7 @@ def cli_train(
     seed:int=None,          # of everything trained; default: 0, or what the configuration says
     minutes:float=0.,       # scale the training to about so many minutes; 0: the size's own budget
     device:str='cpu',       # cpu, cuda or mps
+    unchecked:store_true=False, # go on although a check after a stage fails; size smoke, which learns nothing, is never checked
 ):
     "Train on recordings, stage by stage; run it again to go on."
     _choose('size', size, configs.SIZES); _choose('task', task, (*_WORLDS, 'recordings')); _choose('upto', upto, STAGES)
@@ -585,7 +586,14 @@ def cli_train(
     elif chosen.data.task == 'recordings': _refuse_argument('--task', 'recordings', 'name their folder with --recordings')
     run = Run(out, chosen, device)
     if recordings: run.take(recordings)
-    run.run_all(upto)
+    if unchecked or chosen.name == 'smoke': run.run_all(upto)
+    else:
+        from dreamer4_nb.check import watch
+        last = next((s for s in reversed(STAGES) if run.done(s)), None)
+        for name in STAGES[:STAGES.index(upto) + 1]:
+            if name == last or not run.done(name):      # the last one again: it may have stopped us
+                if not run.done(name): getattr(run, name)()
+                watch(run, name)
     print(f'{run.out}: done up to {upto}')
 
 @call_parse

@@ -44,6 +44,14 @@ def test_demo_again_changes_nothing(run):
     assert call('demo', '--size', 'smoke', '--out', run).returncode == 0
     assert (run/'results.json').read_bytes() == before
 
+def test_check_says_what_has_not_been_learned(run, tmp_path):
+    done = call('check', run)
+    found = json.loads((run/'check.json').read_text())
+    assert done.returncode == 1 and found['format'] == 'dreamer4_nb.check'
+    status = {c['name']: c['status'] for c in found['checks']}
+    assert status['actions are known'] == 'pass' and status['the tokenizer reconstructs'] == 'fail'
+    refused(call('check', tmp_path/'nothing'), 'nothing')
+
 def test_other_configuration_is_refused(run): refused(call('demo', '--size', 'smoke', '--seed', 1, '--out', run), 'run.json', '--out')
 
 def test_wrong_arguments():
