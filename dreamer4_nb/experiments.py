@@ -20,8 +20,8 @@ from . import evaluation as ev
 from .advantages import Monitor
 from .batches import LatentStore, Windows
 from .dynamics import Dream
-from .schedule import SAMPLERS, frechet_distance
-from .tokenizer import psnr
+from .forcing import forcing, held_windows
+from .schedule import SAMPLERS, dream_scores
 from .claim import commit
 from .config import EvaluationConfig, unknown
 from .heads import MLPHead, TwoHot
@@ -140,20 +140,11 @@ def sampling_steps(trunk, changes, seed, worlds, context=8, steps=15):
     return dict(rollout=ev.compare_rollouts(made, context), trees={k: [s[k] for s in seen] for k in seen[0]})
 
 # %% ../nbs/30_experiments.ipynb #a1dfccb9
-@torch.no_grad()
 def sampler(trunk, changes, seed, worlds, context=8, steps=15):
     "Dreams by one sampler beside held-out recordings; `worlds` is the number of windows."
-    run, T = Run(trunk, progress=False, processes=1), context + steps
-    tok, dynamics = run.trained('tokenizer'), run.trained('agent').dynamics
-    b = Windows(run.data()[1], worlds, T, horizon=0, relevant_fraction=0, latents=LatentStore(run.out / 'latents'), seed=seed).batch(0)
-    dream = Dream(dynamics, K=changes['dynamics.sample_steps'], generator=torch.Generator().manual_seed(seed), sampler=SAMPLERS[changes['sampler']])
-    dream.observe(b['latents'][:, :context], b['actions'][:, :context])
-    z, real = torch.cat([dream.step(b['actions'][:, t])[0] for t in range(context, T)], 1), b['latents'][:, context:T]
-    frames, truth = torch.cat([tok.decode(x).clamp(0, 1) for x in z.split(16)]), b['frames'][:, context:T] / 255
-    pixels = lambda x: (x * 255).round().to(torch.uint8).numpy()
-    return dict(psnr=psnr(frames, truth), psnr_by_step=[psnr(frames[:, t], truth[:, t]) for t in range(steps)],
-                tree_recall=[material_scores(pixels(truth[:, t]), pixels(frames[:, t]))['recall'] for t in range(steps)],
-                spread=float(z.std() / real.std()), frechet=frechet_distance(z.flatten(2).flatten(0, 1), real.flatten(2).flatten(0, 1)))
+    run = Run(trunk, progress=False, processes=1)
+    return dream_scores(run.trained('tokenizer'), run.trained('agent').dynamics, held_windows(run, worlds, context + steps, seed), context,
+                        changes['dynamics.sample_steps'], seed, SAMPLERS[changes['sampler']])
 
 # %% ../nbs/30_experiments.ipynb #5ded0c97
 @torch.no_grad()
@@ -217,12 +208,20 @@ def reward_head(trunk, changes, seed, worlds, shares=(.1, .01, .001), count=20_0
 # %% ../nbs/30_experiments.ipynb #920062b5
 _KINDS = {'each frame alone': {'tokenizer.context': 1}, 'dense': {'tokenizer.attention': 'dense'}, 'factorised': {}}   # chapter 35
 
+_PAPER = {'dynamics.clean_past': False, 'dynamics.k_max': 64, 'dynamics.ramp_floor': .1, 'dynamics.pure_noise': 0., 'dynamics.bootstrap_fraction': .25}
+_KS = [1, 2, 4, 8, 16, 64]
+
 EXPERIMENTS = {
     'attention_cost': Experiment(measure=attention_cost, common={}, arms=_KINDS),
     'tokenizer_time': Experiment(measure=tokenizer_time, common={}, arms=_KINDS | {f'Minecraft, {k}': v | {'footage': '../shared/data/minerl-agent-videos'} for k, v in _KINDS.items()}),
     'present': Experiment(measure=present, common={}, arms={'its own context': {'context': 'own'}, "another window's": {'context': 'another'}, 'none': {'context': 'none'}}),
     'sampler': Experiment(measure=sampler, common={}, arms={f'{name}, K = {k}': {'sampler': name, 'dynamics.sample_steps': k}
         for name, k in (('paper', 1), ('paper', 4), ('reviewed', 2), ('reviewed', 4), ('option_a', 4), ('last_prediction', 4))}),
+    'forcing': Experiment(measure=forcing, common={}, arms={        # chapter 37
+        'paper': _PAPER | {'K': _KS, 'context levels': [.1, .5, .75, .9, 1.]}, 'no bootstrap': _PAPER | {'dynamics.bootstrap_fraction': 0., 'K': _KS, 'sampler': 'smallest_steps'},
+        'short target': _PAPER | {'teach': 'short target'}, 'short target, reviewed sampler': _PAPER | {'teach': 'short target', 'sampler': 'reviewed'},
+        'ramp on large steps only': _PAPER | {'teach': 'ramp on large steps only'}, 'one level per sequence': _PAPER | {'teach': 'one level per sequence'},
+        'a grid of 4': _PAPER | {'dynamics.k_max': 4}, 'chosen': {}}),
     'sampling_steps': Experiment(measure=sampling_steps, common={}, arms={f'K = {k}': {'dynamics.sample_steps': k} for k in (1, 2, 4)}),
     'reward_head': Experiment(measure=reward_head, common={}, arms={
         'two-hot': {}, 'focal': {'loss': 'focal'}, 'focal, gamma 1': {'loss': 'focal', 'with': {'gamma': 1.}}, 'focal, gamma 4': {'loss': 'focal', 'with': {'gamma': 4.}},
