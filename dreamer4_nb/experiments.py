@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'EXPERIMENTS', 'Experiment', 'measure_cell', 'in_own_process', 'read_cells', 'run_experiment',
-           'phase3', 'alarms', 'sampling_steps', 'sampler', 'present', 'recorded_steps', 'thinned', 'reward_head',
-           'cli_experiment']
+           'pay_only', 'phase3', 'alarms', 'sampling_steps', 'sampler', 'present', 'recorded_steps', 'thinned',
+           'reward_head', 'cli_experiment']
 
 # %% ../nbs/30_experiments.ipynb #82843462
 import json, os, subprocess, sys, time
@@ -97,12 +97,20 @@ def run_experiment(name,                   # a name in `EXPERIMENTS`
     return cells
 
 # %% ../nbs/30_experiments.ipynb #e4837626
+def pay_only(phase, dreamed, recorded=None):
+    "From now on this `Imagination` sees the given share of every reward."
+    outcome, known, recorded = phase.agent.outcome, phase.recorded, dreamed if recorded is None else recorded
+    phase.agent.outcome = lambda h: (outcome(h)[0] * dreamed, outcome(h)[1])
+    phase.recorded = lambda b: (lambda roll: replace(roll, rewards=roll.rewards * recorded))(known(b))
+
 def phase3(trunk, changes, seed, worlds):
     "Imagination with some settings changed, then both policies in the true world."
-    run = Run(trunk, progress=False, processes=1)
+    run, changes = Run(trunk, progress=False, processes=1), dict(changes)
+    paid = changes.pop('paid', 1.)
     c, agent = run.config.change(changes), run.trained('agent')
     im, clone, windows = c.imagination, run.policy('bc', agent), run.contexts(c.imagination)
-    phase = Imagination(agent, im, seed, clone, (Monitor(),))
+    phase = Imagination(agent, im, seed, clone, (Monitor(),), run.intrinsic(im))
+    pay_only(phase, paid)
     for _ in range(im.iterations): phase.step(next(windows))
     counts = EvaluationConfig(validation_worlds=worlds, test_worlds=worlds, temperatures=c.evaluation.temperatures)
     policies = ev.evaluate_policies(run.trained('tokenizer'), agent, dict(bc=clone, imagination=phase.average), c.data.task, c.data.view, counts, seed,
@@ -114,12 +122,11 @@ def phase3(trunk, changes, seed, worlds):
 def alarms(trunk, changes, seed, worlds):
     "Phase 3 with something broken, watched; `worlds` plays no part."
     run = Run(trunk, progress=False, processes=1)
-    broken = {k: changes[k] for k in ('reward', 'recorded', 'returns') if k in changes}
+    broken = {k: changes[k] for k in ('paid', 'returns') if k in changes}
     c, agent, monitor = run.config.change({k: v for k, v in changes.items() if k not in broken}), run.trained('agent'), Monitor()
     phase = Imagination(agent, c.imagination, seed, run.policy('bc', agent), (monitor,))
-    outcome, returns, recorded = agent.outcome, phase.returns, phase.recorded
-    if 'reward' in broken: agent.outcome = lambda h: (outcome(h)[0] * broken['reward'], outcome(h)[1])
-    if 'recorded' in broken: phase.recorded = lambda b: (lambda roll: replace(roll, rewards=roll.rewards * broken['recorded']))(recorded(b))
+    returns = phase.returns
+    pay_only(phase, *broken.get('paid', (1., 1.)))
     if broken.get('returns') == 'of other moments': phase.returns = lambda roll: (lambda R, v: (R.flip(0), v))(*returns(roll))
     windows, scored = run.contexts(c.imagination), []
     for _ in range(c.imagination.iterations):
@@ -231,12 +238,14 @@ EXPERIMENTS = {
         'action hidden': {'see': ['before', 'after']}, 'only the frame after': {'see': ['after']}, 'only the frame before': {'see': ['before']},
         'half without labels': {'odd episodes': 'gone'}, 'half without labels, as zero': {'odd episodes': 'zero'}}),
     'alarms': Experiment(measure=alarms, common={'imagination.iterations': 24, 'imagination.value_warmup': 4, 'imagination.contexts': 64}, arms={
-        'healthy': {}, 'reward head of a thousandth': {'reward': .001}, 'nothing is ever paid': {'reward': .001, 'recorded': .001}, 'value head that stands still': {'imagination.value_lr': 1e-9},
+        'healthy': {}, 'reward head of a thousandth': {'paid': (.001, 1.)}, 'nothing is ever paid': {'paid': (.001, .001)}, 'value head that stands still': {'imagination.value_lr': 1e-9},
         'returns of other moments': {'returns': 'of other moments'}, 'no leash': {'imagination.beta': 0., 'imagination.lr': 3e-3}}),
     'phase3': Experiment(measure=phase3, common={'imagination.iterations': 44, 'imagination.contexts': 64, 'evaluation.temperatures': [1., .5]}, arms={
         'chosen': {},
         'no value warm-up': {'imagination.value_warmup': 0, 'imagination.iterations': 30},
-        'A > 0': {'imagination.advantages': 'greater'}, 'extreme tenths': {'imagination.advantages': 'percentile'}}),
+        'A > 0': {'imagination.advantages': 'greater'}, 'z-scored': {'imagination.advantages': 'zscore'}, 'extreme tenths': {'imagination.advantages': 'percentile'},
+        **{f'{kind} {w}': {'imagination.intrinsic': kind, 'imagination.intrinsic_weight': w} for kind in ('error', 'novelty') for w in (.01, .3)},
+        'nothing paid': {'paid': .001}, 'nothing paid, novelty': {'paid': .001, 'imagination.intrinsic': 'novelty', 'imagination.intrinsic_weight': .3}}),
 }
 
 # %% ../nbs/30_experiments.ipynb #97d68b26

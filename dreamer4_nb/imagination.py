@@ -20,6 +20,7 @@ class Rollout:
     rewards: torch.Tensor  # (N, H), r_1 .. r_H
     cont: torch.Tensor     # (N, H), probability that steps 1 .. H are not terminal
     latents: torch.Tensor = None  # (N, H, L, D), if kept
+    bonus: torch.Tensor = None    # (N, H), intrinsic rewards, which count in the returns
 
 # %% ../nbs/22_imagination.ipynb #26e2c8ad
 @torch.no_grad()

@@ -53,8 +53,9 @@ class Imagination:
         seed:int=0,        # of the value head, noise and actions
         policy=None,       # policy head to start from, and prior; None: the agent's own
         callbacks=(),      # functions of (self, metrics), called after each iteration
+        intrinsic=None,    # function of latents (N, H + 1, L, D) and actions (N, H, components): a further reward (N, H)
     ):
-        self.agent, self.config, self.callbacks = agent.eval().requires_grad_(False), config, callbacks
+        self.agent, self.config, self.callbacks, self.intrinsic = agent.eval().requires_grad_(False), config, callbacks, intrinsic
         self.device = agent.dynamics.pos.device
         start = sharpened(policy or agent.policy, config.temperature)
         self.value = agent.new_head(agent.config.num_bins, seed).to(self.device)
@@ -73,7 +74,8 @@ def dream(self:Imagination,
     "One rollout from each context of a batch of windows."
     c, T = self.config, self.config.context_length
     roll = imagine(self.agent, batch['latents'][:, :T], batch['actions'][:, :T], batch['action_mask'][:, :T],
-                   c.horizon, self.policy, batch.get('task'), generator=self.generator)
+                   c.horizon, self.policy, batch.get('task'), generator=self.generator, keep_latents=self.intrinsic is not None)
+    if self.intrinsic: roll.bonus = c.intrinsic_weight * self.intrinsic(torch.cat([batch['latents'][:, T - 1:T], roll.latents], 1), roll.actions)
     return roll
 
 @patch
@@ -86,14 +88,17 @@ def recorded(self:Imagination,
     h = agent.features(batch['latents'][:, :end], batch['actions'][:, :end], batch['action_mask'][:, :end], batch.get('task'), self.generator)
     new = lambda x: x[:, c.context_length:end]
     rewards = torch.where(batch['reward_mask'][:, :end], batch['rewards'][:, :end], agent.outcome(h)[0])
-    return Rollout(h[:, c.context_length - 1:], new(batch['actions']), new(rewards), 1 - new(batch['is_terminal']).float())
+    roll = Rollout(h[:, c.context_length - 1:], new(batch['actions']), new(rewards), 1 - new(batch['is_terminal']).float())
+    if self.intrinsic: roll.bonus = c.intrinsic_weight * self.intrinsic(batch['latents'][:, c.context_length - 1:end], roll.actions)
+    return roll
 
 @patch
 @torch.no_grad()
 def returns(self:Imagination, roll:Rollout):
     "Lambda-returns R_0 .. R_{H-1} and slow values v_0 .. v_{H-1} of a rollout, (N, H) each."
     v = self.agent.two_hot.mean(self.slow(roll.features, 0))
-    return lambda_returns(roll.rewards, roll.cont, v, self.config.gamma, self.config.lambda_), v[:, :-1]
+    paid = roll.rewards if roll.bonus is None else roll.rewards + roll.bonus
+    return lambda_returns(paid, roll.cont, v, self.config.gamma, self.config.lambda_), v[:, :-1]
 
 # %% ../nbs/23_pmpo.ipynb #5e18858d
 @torch.no_grad()
@@ -159,6 +164,7 @@ def step(self:Imagination,
     R, v = map(everyones, self.returns(roll))
     metrics = {'value_loss': value_loss, 'recorded_reward' if warm else 'imagined_reward': everyones(roll.rewards).mean().item(),
                'returns': R.mean().item(), 'values': v.mean().item(), 'explained': explained(R, v)}
+    if roll.bonus is not None: metrics['intrinsic_reward'] = everyones(roll.bonus).mean().item()
     if not warm:
         for _ in range(c.policy_updates): metrics |= self.update_policy(any_dream())
     self.seen, self.iteration = dict(rewards=everyones(roll.rewards).cpu(), returns=R.cpu(), values=v.cpu()), self.iteration + 1

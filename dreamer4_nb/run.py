@@ -29,6 +29,7 @@ from .dynamics import Dynamics, dynamics_loss, generate
 from .agent import Agent, Actor, agent_loss, clone_data, clone_policy
 from .pmpo import Imagination
 from .advantages import Monitor
+from .intrinsic import fit_intrinsic
 from . import evaluation as ev
 
 # %% ../nbs/40_whole_run.ipynb #7e5949c9
@@ -321,7 +322,7 @@ def imagination(self:Run):
     with self.stage('imagination') as note, self.together('imagination'):
         make_accelerator(self.device)   # joins the processes
         monitor = Monitor()
-        phase, kept = Imagination(agent, c, self.seed, self.policy('bc', agent), (monitor,)), {}
+        phase, kept = Imagination(agent, c, self.seed, self.policy('bc', agent), (monitor,), self.intrinsic(c)), {}
         bar = tqdm(range(c.iterations), desc='imagination', disable=not self.progress)
         for i in bar:
             m = phase.step(next(windows))
@@ -341,6 +342,15 @@ def contexts(self:Run, c):
     windows = Windows(self.data()[0], max(1, c.contexts // self.processes), c.context_length + c.horizon, horizon=1, relevant_fraction=.5,
                       relevant_within=0, latents=LatentStore(self.out / 'latents'), fields=(), seed=self.seed + 2).shard(self.rank, self.processes)
     return ({k: v.to(self.device) for k, v in b.items()} for b in windows)
+
+@patch
+def intrinsic(self:Run, c):
+    "The intrinsic reward that an `ImaginationConfig` names, fitted to the recordings; None if it names none."
+    if c.intrinsic == 'none': return None
+    data, latents = self.data()[0], LatentStore(self.out / 'latents')
+    windows = Windows(data, 64, c.context_length + c.horizon, horizon=0, relevant_fraction=0, latents=latents, fields=(), seed=self.seed + 3)
+    return fit_intrinsic(c.intrinsic, data.codec, self.config.tokenizer.num_latents * self.config.tokenizer.latent_dim, windows, seed=self.seed).to(self.device)
+
 
 # %% ../nbs/40_whole_run.ipynb #9df95ff3
 POLICIES = ('bc', 'bc_all', 'imagination')
