@@ -353,6 +353,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/dreamer4_nb', 'doc_host': 
                                                                                  'dreamer4_nb/experiments.py'),
                                          'dreamer4_nb.experiments.recorded_steps': ( 'nbs/experiments.html#recorded_steps',
                                                                                      'dreamer4_nb/experiments.py'),
+                                         'dreamer4_nb.experiments.returns_table': ( 'nbs/experiments.html#returns_table',
+                                                                                    'dreamer4_nb/experiments.py'),
                                          'dreamer4_nb.experiments.reward_head': ( 'nbs/experiments.html#reward_head',
                                                                                   'dreamer4_nb/experiments.py'),
                                          'dreamer4_nb.experiments.run_experiment': ( 'nbs/experiments.html#run_experiment',

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'EXPERIMENTS', 'Experiment', 'measure_cell', 'in_own_process', 'read_cells', 'run_experiment',
-           'pay_only', 'phase3', 'alarms', 'sampling_steps', 'sampler', 'present', 'recorded_steps', 'thinned',
-           'reward_head', 'cli_experiment']
+           'pay_only', 'phase3', 'returns_table', 'alarms', 'sampling_steps', 'sampler', 'present', 'recorded_steps',
+           'thinned', 'reward_head', 'cli_experiment']
 
 # %% ../nbs/30_experiments.ipynb #82843462
 import json, os, subprocess, sys, time
@@ -117,6 +117,21 @@ def phase3(trunk, changes, seed, worlds):
                                     run.out / 'experiments', progress=False)   # where other arms find what the clone did
     keep = lambda p: {k: p[k] for k in ('returns', 'temperature', 'validation') if k in p}
     return dict(policies={n: keep(p) for n, p in policies.items()}, history=phase.history, dreamed_steps=(im.iterations - im.value_warmup) * im.contexts * im.horizon)
+
+# %% ../nbs/30_experiments.ipynb #35d8c1ab
+def returns_table(cells, arms=None, base='chosen'):
+    "True returns of phase 3 by arm as a Markdown table, with 95% intervals of the difference from one arm."
+    arms = arms or list(dict.fromkeys(c['arm'] for c in cells))
+    of = lambda arm, policy: np.array([c['policies'][policy]['returns'] for c in cells if c['arm'] == arm])
+    def against(arm, policy):
+        d = ev.two_level_bootstrap(of(arm, policy), of(base, policy))
+        return f"{d['mean']:+.1f} [{d['low']:.1f}, {d['high']:.1f}]"
+    def row(name, arm, policy, difference=True):
+        last = [c['history'][-1] for c in cells if c['arm'] == arm]
+        kl = ', '.join(f"{h['kl']:.2f}" for h in last) if difference else ''
+        return f'| {name} | ' + ' | '.join(f'{of(arm, p).mean():.1f} | {against(arm, p) if difference and arm != base else ""}' for p in (policy, f'{policy}_tempered')) + f' | {kl} |'
+    head = f'| arm | sampled | against {base} | best temperature | against {base} | nats from the clone, by seed |'
+    return '\n'.join([head, '|---' * 6 + '|', row('the clone itself', base, 'bc', False), *(row(a, a, 'imagination') for a in arms)])
 
 # %% ../nbs/30_experiments.ipynb #9f35ac56
 def alarms(trunk, changes, seed, worlds):

@@ -55,7 +55,7 @@ def held_windows(run, count, length, seed):
     "One batch of held-out windows of a run's recordings, with their latents."
     return Windows(run.data()[1], count, length, horizon=0, relevant_fraction=0, latents=LatentStore(run.out / 'latents'), seed=seed).batch(0)
 
-def forcing(trunk, changes, seed, worlds, context=8, steps=15, seconds=180):
+def forcing(trunk, changes, seed, worlds, context=8, steps=15, seconds=120):
     "A world model that is taught one lesson, and its dreams; `worlds` is the number of windows."
     run, settings = Run(trunk, progress=False, processes=1), {k: v for k, v in changes.items() if k.startswith('dynamics.')}
     c, tok, train = run.config.change(settings), run.trained('tokenizer'), run.data()[0]
