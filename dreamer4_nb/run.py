@@ -30,6 +30,7 @@ from .agent import Agent, Actor, agent_loss, clone_data, clone_policy
 from .pmpo import Imagination
 from .advantages import Monitor
 from .intrinsic import fit_intrinsic
+from .videos import EVENTS
 from . import evaluation as ev
 
 # %% ../nbs/40_whole_run.ipynb #7e5949c9
@@ -560,14 +561,16 @@ def cli_record(
 @call_parse
 @_command
 def cli_convert(
-    source:str,          # folder of MineRL recordings
+    source:str,          # folder of MineRL recordings, or of videos with logs or without
     target:str,          # folder for the converted data
-    image_size:int=64,   # pixels per side
+    image_size:int=64,   # pixels per side; MineRL recordings of another size are set aside, videos made as small
     workers:int=1,       # processes
+    event:str=None,      # of videos with logs (VPT): what pays 1, e.g. mine_log, craft_planks (chapter 06); default: no rewards
 ):
     "Decode recordings once into memory maps for training; broken ones are set aside with their reason."
     _at_least(1, image_size=image_size, workers=workers)
-    rows = rec.convert(source, target, None, image_size, workers)
+    if event: _choose('event', event, EVENTS)
+    rows = rec.convert(source, target, None, image_size, workers, event=event)
     bad = [r for r in rows if r['status'] == 'set aside']
     for r in bad: print(f'set aside {r["name"]}: {r["reason"]}')
     print(f'{len(rows) - len(bad)} recordings in {target}, {len(bad)} set aside (summary.csv)')
