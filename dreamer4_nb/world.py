@@ -356,11 +356,14 @@ def render(self:CrafterWorld): # uint8 (64, 64, 3)
 
 # %% ../nbs/03_world.ipynb #172a170f
 def make_world(
-    task='collect_wood', # a name in `TASKS`, or a `Task` of your own
-    view='grid',         # 'grid' or 'stock'
+    task='collect_wood', # a name in `TASKS`, a `Task` of your own, or a MineRL environment (chapter 07)
+    view='grid',         # of the embedded world: 'grid' or 'stock'
     seed=None,           # seed of the first reset
 ):                       # a Gymnasium environment
     "The world of a task."
+    if isinstance(task, str) and task.startswith('MineRL'):
+        from dreamer4_nb.minerl_world import MineRLWorld
+        return MineRLWorld(task, seed)
     return CrafterWorld(task, view, seed)
 
 # %% ../nbs/03_world.ipynb #04e8efe0
