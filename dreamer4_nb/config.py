@@ -436,7 +436,7 @@ def laptop()->Config: # minutes on two cores
         # a tree is some steps away, so ten steps' foresight are enough; from a decided clone, since one that dithers learns little from its dreams; small steps near it
         imagination=ImaginationConfig(horizon=10, gamma=0.9, beta=0.5, temperature=0.5, contexts=128,
                                       iterations=74, value_warmup=14, value_updates=8, value_ema=0.9, policy_updates=6, lr=1e-4),
-        evaluation=EvaluationConfig(validation_worlds=32, test_worlds=32))
+        evaluation=EvaluationConfig(validation_worlds=16, test_worlds=16))
 
 # %% ../nbs/00_config.ipynb #2e0b038e
 def gpu()->Config: # hours on one graphics card
