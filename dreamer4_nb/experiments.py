@@ -26,6 +26,7 @@ from .claim import commit
 from .config import EvaluationConfig, unknown
 from .heads import MLPHead, TwoHot
 from .pmpo import Imagination
+from .reading import reading_speed
 from .recordings import write_json
 from .rewards import REWARD_LOSSES, average_precision, diagnose_reward_head, drawing, extra_outputs, fit_reward_head, near_rewards
 from .tokenizer_time import attention_cost, tokenizer_time
@@ -236,6 +237,8 @@ _KS = [1, 2, 4, 8, 16, 64]
 EXPERIMENTS = {
     'attention_cost': Experiment(measure=attention_cost, common={}, arms=_KINDS),
     'tokenizer_time': Experiment(measure=tokenizer_time, common={}, arms=_KINDS | {f'Minecraft, {k}': v | {'footage': '../shared/data/minerl-agent-videos'} for k, v in _KINDS.items()}),
+    'reading': Experiment(measure=reading_speed, common={'footage': '../shared/data/minerl-agent-videos'}, arms={name: {'how': how} for name, how in {      # chapter 08
+        'memory map': 'memory map', 'video, opened anew': 'video', 'video, kept open': 'video, kept open', "minerl's batch_iter": 'minerl', 'conversion': 'conversion'}.items()}),
     'present': Experiment(measure=present, common={}, arms={'its own context': {'context': 'own'}, "another window's": {'context': 'another'}, 'none': {'context': 'none'}}),
     'sampler': Experiment(measure=sampler, common={}, arms={f'{name}, K = {k}': {'sampler': name, 'dynamics.sample_steps': k}
         for name, k in (('paper', 1), ('paper', 4), ('reviewed', 2), ('reviewed', 4), ('option_a', 4), ('last_prediction', 4))}),
