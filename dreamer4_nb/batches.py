@@ -98,7 +98,7 @@ class Windows:
         relevant_within=15,       # a reward this many steps after the window still makes it relevant (imagination horizon)
         single_image_fraction=0., # share of rows to be treated as separate images (paper 3.2: 0.3), 0 to 1
         latents=None,             # `LatentStore`, or a mapping from episode name to (N+1, L, D)
-        fields=('frames',),       # which of ('frames',) to read; () to leave the pixels on disk
+        fields=('frames',),       # which of 'frames' and 'observations' (inventory and the like) to read; () to leave the pixels on disk
         seed=0,                   # batch n depends on (seed, n) only
         events=rewarded,          # (recordings, i) -> (N,) bool, the rewards that count as relevant
         workers=0,                # background threads that read ahead; they change no number
@@ -107,7 +107,7 @@ class Windows:
             if not 0 <= value <= 1: raise ValueError(f'{name}: {value} must lie between 0 and 1')
         for name,value,least in [('batch_size', batch_size, 1), ('horizon', horizon, 0), ('relevant_within', relevant_within, 0)]:
             if value < least: raise ValueError(f'{name}: {value} must be at least {least}')
-        if set(fields) - {'frames'}: raise ValueError(f"fields: {tuple(fields)} may only contain 'frames'")
+        if set(fields) - {'frames', 'observations'}: raise ValueError(f"fields: {tuple(fields)} may only contain 'frames' and 'observations'")
         self.recordings,self.horizon,self.latents,self.fields = recordings,horizon,latents,tuple(fields)
         self.relevant_fraction,self.single_image_fraction = relevant_fraction,single_image_fraction
         self.seed,self.workers,self.number,self.rank,self.processes = int(seed),workers,0,0,1
@@ -118,6 +118,7 @@ class Windows:
         self._components, self._ahead = self._count_components(), deque()
         self._pool,self._lock = ThreadPoolExecutor(workers) if workers else None, threading.Lock()
         self._check()
+        self.choices = self._observed_names() if 'observations' in self.fields else {}
 
     def _count_components(self):
         codec = getattr(self.recordings, 'codec', None)
@@ -189,7 +190,7 @@ def batch(self:Windows,
     out = {k: torch.from_numpy(v) for k,v in out.items()}
     if 'frames' in self.fields: out['frames'] = self._stack(self.recordings.frames, episodes, starts, length)
     if self.latents is not None: out['latents'] = self._read_latents(episodes, starts, length)
-    return out
+    return out | self._observed(episodes, starts, length)
 
 # %% ../nbs/04_batches.ipynb #d6c8a3b6
 @patch
@@ -203,6 +204,30 @@ def _stack(self:Windows, read, episodes, starts, length, dtype=None):
 @patch
 def _read_latents(self:Windows, episodes, starts, length):
     return self._stack(lambda i: self.latents[self.recordings.names[i]], episodes, starts, length, np.float32)
+
+# %% ../nbs/04_batches.ipynb #628d5cd4
+@patch
+def _observed_names(self:Windows):
+    "Name of each further observation -> its words in order, or None where it is a number."
+    found = {}
+    for i in range(len(self.recordings)):
+        for k, v in getattr(self.recordings, 'observations', lambda i: {})(i).items():
+            found.setdefault(k, None)
+            if v.dtype.kind in 'US': found[k] = sorted({*(found[k] or ()), *map(str, np.unique(v))})
+    if not found: raise ValueError("fields: 'observations', but these recordings hold none beside the frames")
+    return found
+
+@patch
+def _observed(self:Windows, episodes, starts, length):
+    out = {}
+    for b, (i, s) in enumerate(zip(episodes.tolist(), starts.tolist()) if self.choices else ()):
+        with self._lock: seen = self.recordings.observations(i)
+        for k, v in seen.items():
+            v = v[s:s + length]
+            if self.choices[k]: v = np.searchsorted(self.choices[k], v)
+            out.setdefault(k, np.full((len(episodes), length, *v.shape[1:]), np.nan, np.float32))[b] = v
+    for k in self.choices.keys() - out.keys(): out[k] = np.full((len(episodes), length), np.nan, np.float32)
+    return {k: torch.from_numpy(v) for k, v in out.items()}
 
 # %% ../nbs/04_batches.ipynb #2c3c818e
 @patch
