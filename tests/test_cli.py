@@ -57,12 +57,15 @@ def test_other_configuration_is_refused(run): refused(call('demo', '--size', 'sm
 def test_wrong_arguments():
     refused(call('demo', '--size', 'huge'), '--size', 'laptop', code=2)
     assert call('demo', '--seed', 'many').returncode == 2
+    refused(call('convert', 'somewhere', 'elsewhere', '--event', 'fly'), '--event', 'mine_log', code=2)
 
 def test_missing_and_empty_folders(tmp_path):
     refused(call('convert', tmp_path/'nothing', tmp_path/'out'), 'nothing')
     (tmp_path/'empty').mkdir()
     refused(call('convert', tmp_path/'empty', tmp_path/'out'), 'empty')
     refused(call('evaluate', tmp_path/'nothing'), 'run.json')
+    (tmp_path/'empty'/'MineRLTreechop-v0.zip').write_bytes(b'PK')
+    refused(call('convert', tmp_path/'empty', tmp_path/'out'), 'MineRLTreechop-v0.zip', 'unzip')
     assert not (tmp_path/'out'/'dataset.json').exists()
 
 BROKEN = ['truncated video', 'object array', 'lengths', 'NaN reward', 'unknown action', 'frames of another size']

@@ -100,7 +100,7 @@ def damage(what):
         'NaN reward': (npz(nan), ['rendered.npz', 'reward', 'nan at step 3']),
         'unknown action': (npz(lambda a: a.update({'action$fly': np.zeros(12, int)})), ['rendered.npz', "'fly'", 'unknown key']),
         'action out of range': (npz(lambda a: a.update({'action$action': np.full(12, 9)})), ['rendered.npz', "'action'", '0..2']),
-        'unknown array': (npz(lambda a: a.update({'action_forward': np.zeros(12)})), ['rendered.npz', 'action_forward', 'unknown key']),
+        'unknown array': (npz(lambda a: a.update({'speed_forward': np.zeros(12)})), ['rendered.npz', 'speed_forward', 'unknown key']),
         'frames of another size': (lambda d: write_video(d/'recording.mp4', np.zeros((13, 32, 32, 3), np.uint8)), ['recording.mp4', '32x32', '64x64']),
         'not a video': (lambda d: (d/'recording.mp4').write_text('hello'), ['recording.mp4']),
     }[what]
