@@ -665,6 +665,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/dreamer4_nb', 'doc_host': 
                                  'dreamer4_nb.run.cli_train': ('nbs/whole_run.html#cli_train', 'dreamer4_nb/run.py'),
                                  'dreamer4_nb.run.configure': ('nbs/whole_run.html#configure', 'dreamer4_nb/run.py'),
                                  'dreamer4_nb.run.demo': ('nbs/whole_run.html#demo', 'dreamer4_nb/run.py'),
+                                 'dreamer4_nb.run.encode_episode': ('nbs/whole_run.html#encode_episode', 'dreamer4_nb/run.py'),
                                  'dreamer4_nb.run.fast_memory': ('nbs/whole_run.html#fast_memory', 'dreamer4_nb/run.py'),
                                  'dreamer4_nb.run.load': ('nbs/whole_run.html#load', 'dreamer4_nb/run.py'),
                                  'dreamer4_nb.run.machine': ('nbs/whole_run.html#machine', 'dreamer4_nb/run.py'),
