@@ -193,9 +193,8 @@ def check_path(path, sample=60):
         if not (path / 'dataset.json').exists():
             env, folders = find_recordings(path)
             (Path(tmp) / env).mkdir()
-            for f in folders[:sample]: (Path(tmp) / env / f.name).symlink_to(f.resolve())
-            for f in folders[0].parent.iterdir():
-                if f.is_file(): (Path(tmp) / env / f.name).symlink_to(f.resolve())
+            beside = lambda f: [f, f.with_suffix('.jsonl')] if f.suffix == '.mp4' else [f, *(g for g in f.parent.iterdir() if g.is_file())]
+            for f in {g for f in folders[:sample] for g in beside(f) if g.exists()}: (Path(tmp) / env / f.name).symlink_to(f.resolve())
             convert(Path(tmp) / env, Path(tmp) / 'converted', progress=False)
             path = Path(tmp) / 'converted'
         recordings = Recordings(path)
