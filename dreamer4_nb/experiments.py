@@ -22,6 +22,7 @@ from .batches import LatentStore, Windows
 from .dynamics import Dream
 from .forcing import forcing, held_windows
 from .schedule import SAMPLERS, dream_scores
+from .check import alignment
 from .claim import commit
 from .config import EvaluationConfig, unknown
 from .heads import MLPHead, TwoHot
@@ -239,6 +240,7 @@ EXPERIMENTS = {
     'tokenizer_time': Experiment(measure=tokenizer_time, common={}, arms=_KINDS | {f'Minecraft, {k}': v | {'footage': '../shared/data/minerl-agent-videos'} for k, v in _KINDS.items()}),
     'reading': Experiment(measure=reading_speed, common={'footage': '../shared/data/minerl-agent-videos'}, arms={name: {'how': how} for name, how in {      # chapter 08
         'memory map': 'memory map', 'video, opened anew': 'video', 'video, kept open': 'video, kept open', "minerl's batch_iter": 'minerl', 'conversion': 'conversion'}.items()}),
+    'alignment': Experiment(measure=alignment, common={'footage': '../shared/data/minetest'}, arms={'Minetest': {}}),      # chapter 36
     'present': Experiment(measure=present, common={}, arms={'its own context': {'context': 'own'}, "another window's": {'context': 'another'}, 'none': {'context': 'none'}}),
     'sampler': Experiment(measure=sampler, common={}, arms={f'{name}, K = {k}': {'sampler': name, 'dynamics.sample_steps': k}
         for name, k in (('paper', 1), ('paper', 4), ('reviewed', 2), ('reviewed', 4), ('option_a', 4), ('last_prediction', 4))}),
