@@ -327,10 +327,10 @@ def find_action_space(
     except ValueError: return None
 
 # %% ../nbs/02_recordings.ipynb #202d5426
-def _made_from(folder, space, image_size, event=None):
+def _made_from(folder, space, image_size, paid):
     parts = [folder, folder.with_suffix('.jsonl')] if folder.suffix == '.mp4' else [folder/f for f in ('recording.mp4', 'rendered.npz', 'metadata.json')]
     files = {f.name: f.stat() for f in parts if f.is_file()}
-    return dict(version=VERSION, action_space=space, image_size=list(image_size), files={f: [s.st_size, s.st_mtime_ns] for f, s in files.items()}) | (dict(event=event) if event else {})
+    return dict(version=VERSION, action_space=space, image_size=list(image_size), files={f: [s.st_size, s.st_mtime_ns] for f, s in files.items()}) | {k: v for k, v in paid.items() if v}
 
 # %% ../nbs/02_recordings.ipynb #9b7e8d5e
 def _encode_actions(folder, episode, space):
@@ -362,10 +362,10 @@ def convert_one(
     target,  # folder of the converted data
     space:dict|None,  # ActionSpace.to_dict()
     image_size:tuple,  # (height, width)
-    event:str|None=None,  # what pays, see `convert`
+    event:str|None=None, shaping:tuple|None=None,  # what pays, see `convert`
 )->dict:  # a line of the summary
     "Convert one recording, or tell why it is set aside."
-    folder, made_from = Path(folder), _made_from(Path(folder), space, image_size, event)
+    folder, made_from = Path(folder), _made_from(Path(folder), space, image_size, dict(event=event, shaping=shaping))
     video, name = folder.suffix == '.mp4', folder.stem if folder.suffix == '.mp4' else folder.name
     to = Path(target)/'episodes'/name
     try:
@@ -376,6 +376,9 @@ def convert_one(
         if reason := next((r for part, r in KNOWN_BAD.items() if part in name), None): _refuse(folder, 'episode', reason, 'nothing to mend: leave it out')
         if video: from dreamer4_nb.videos import read_segment
         episode = read_segment(folder, image_size, event) if video else end_in_time(read_episode(folder), name)
+        if shaping:
+            from dreamer4_nb.intrinsic import shaped
+            episode.rewards = shaped(episode, *shaping)
         size = episode.frames.shape[2:]
         if size != tuple(image_size):
             _refuse(folder/'recording.mp4', 'frames', 'are {}x{}, this data set is {}x{}'.format(*size, *image_size),
@@ -415,6 +418,7 @@ def convert(
     workers:int=1,  # processes
     progress:bool=True,  # show a progress bar
     event:str|None=None,  # of videos with a log: which of `EVENTS` pays 1 (chapter 06); None: no rewards
+    shaping:list|None=None,  # add what the inventory is worth to the rewards: ['raw' or 'potential', gamma] (chapter 38)
 )->list:  # one dictionary per recording: name, status (converted, kept, set aside), steps, ..., reason
     "Decode recordings once into memory-mappable arrays; broken ones are set aside with their reason."
     _import_av()
@@ -423,7 +427,7 @@ def convert(
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     space = action_space or find_action_space(env_id, folders)
     space = space.to_dict() if space else None
-    with tqdm(_each([(f, target, space, size, event) for f in folders], workers), 'converting', len(folders), unit='episode', disable=not progress) as bar:
+    with tqdm(_each([(f, target, space, size, event, shaping) for f in folders], workers), 'converting', len(folders), unit='episode', disable=not progress) as bar:
         lines = sorted(bar, key=lambda d: d['name'])
     _finish(target, lines, dict(format=FORMAT, version=VERSION, env_id=env_id, action_space=space, image_size=list(size)))
     return lines

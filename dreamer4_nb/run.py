@@ -192,8 +192,10 @@ def take(self:Run, source):
 def convert(self:Run, source=None):
     "Decode recordings into memory maps."
     source = source or self.state['stages'].get('record', {}).get('source')
+    c = self.config
     with self.stage('convert') as note:
-        rows = rec.convert(source or self.out / 'recordings', self.out / 'converted', None, self.config.tokenizer.image_size, self.processes, self.progress)
+        rows = rec.convert(source or self.out / 'recordings', self.out / 'converted', None, c.tokenizer.image_size, self.processes, self.progress,
+                           c.data.event, None if c.data.shaping == 'none' else [c.data.shaping, c.imagination.gamma])
         note.update(frames=sum(r['steps'] + 1 for r in rows if r['status'] != 'set aside'), set_aside=sum(r['status'] == 'set aside' for r in rows))
 
 @patch
@@ -597,6 +599,7 @@ def cli_train(
     size:str=None,          # smoke, laptop, gpu or paper; default: laptop
     config:str=None,        # JSON file with a configuration of your own, instead of a size; what it leaves out is the laptop's
     task:str=None,          # collect_wood, tools, or recordings: no world to play in; default: collect_wood, or what the configuration says
+    event:str=None,         # of recordings with logs (VPT): what pays 1, e.g. mine_log (chapter 06); default: what the configuration says
     upto:str='imagination', # last stage
     seed:int=None,          # of everything trained; default: 0, or what the configuration says
     minutes:float=0.,       # scale the training to about so many minutes; 0: the size's own budget
@@ -604,10 +607,10 @@ def cli_train(
     unchecked:store_true=False, # go on although a check after a stage fails; size smoke, which learns nothing, is never checked
 ):
     "Train on recordings, stage by stage; run it again to go on."
-    _choose('size', size, configs.SIZES); _choose('task', task, (*_WORLDS, 'recordings')); _choose('upto', upto, STAGES)
+    _choose('size', size, configs.SIZES); _choose('task', task, (*_WORLDS, 'recordings')); _choose('upto', upto, STAGES); _choose('event', event, EVENTS)
     _at_least(0, seed=seed, minutes=minutes); _can_use(device)
     _only_one(size, config); fast_memory()
-    chosen = configure(size, task, seed, minutes, config)
+    chosen = configure(size, task, seed, minutes, config).change({'data.event': event} if event else {})
     if recordings: rec.find_recordings(recordings)   # before the folder of the run is made
     elif chosen.data.task == 'recordings': _refuse_argument('--task', 'recordings', 'name their folder with --recordings')
     run = Run(out, chosen, device)
