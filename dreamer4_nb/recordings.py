@@ -280,8 +280,9 @@ def find_videos(
     "The videos below `source`, in the order of their names."
     listed = set()
     for path in Path(source).glob('*.json'):
-        index = _read_metadata(path)
-        if 'relpaths' in index: listed |= {Path(source)/p for p in index['relpaths']}
+        try: index = json.loads(path.read_text())
+        except ValueError: continue
+        if isinstance(index, dict) and 'relpaths' in index: listed |= {Path(source)/p for p in index['relpaths']}
     videos = sorted(listed or Path(source).rglob('*.mp4'))
     for a, b in zip(by_name := sorted(videos, key=lambda p: p.stem), by_name[1:]):
         if a.stem == b.stem: raise RecordingError(f'{b}: has the same name as {a}; rename one of them')
