@@ -247,7 +247,7 @@ EXPERIMENTS = {
     'forcing': Experiment(measure=forcing, common={}, arms={        # chapter 37
         'paper': _PAPER | {'K': _KS, 'context levels': [.1, .5, .75, .9, 1.]}, 'no bootstrap': _PAPER | {'dynamics.bootstrap_fraction': 0., 'K': _KS, 'sampler': 'smallest_steps'},
         'short target': _PAPER | {'teach': 'short target'}, 'short target, reviewed sampler': _PAPER | {'teach': 'short target', 'sampler': 'reviewed'},
-        'ramp on large steps only': _PAPER | {'teach': 'ramp on large steps only'}, 'one level per sequence': _PAPER | {'teach': 'one level per sequence'},
+        'ramp on large steps only': _PAPER | {'teach': 'ramp on large steps only'}, 'one level per sequence': _PAPER | {'teach': 'one level per sequence'}, 'one level, clean past': _PAPER | {'teach': 'one level per sequence', 'dynamics.context_signal': 1.},
         'a grid of 4': _PAPER | {'dynamics.k_max': 4}, 'chosen': {}}),
     'sampling_steps': Experiment(measure=sampling_steps, common={}, arms={f'K = {k}': {'dynamics.sample_steps': k} for k in (1, 2, 4)}),
     'reward_head': Experiment(measure=reward_head, common={}, arms={

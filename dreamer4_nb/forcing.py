@@ -17,20 +17,21 @@ from .tokenizer_time import train_for
 
 # %% ../nbs/37_forcing.ipynb #d1133c9a
 def short_target(f, z, signal_index, step_index, levels):
-    "The reviewed code's bootstrap target: both half steps lack the division by 1 - tau. Takes what `bootstrap_target` takes."
+    "The reviewed code's bootstrap target: both half steps lack the division by 1 - tau. Takes what `bootstrap_target` takes, without steps held as context."
     half = (step_index + 1).clamp(max=levels.finest)
     d = levels.step(half).reshape(*half.shape, *[1] * (z.dim() - half.dim()))
+    moved = (signal_index + levels.k_max // 2 ** half).clamp(max=levels.k_max - 1)
     with torch.no_grad():
         b1 = f(z, signal_index, half) - z
         z2 = z + d * b1
-        moved = (signal_index + levels.k_max // 2 ** half).clamp(max=levels.k_max - 1)
         return z + (b1 + f(z2, moved, half) - z2) / 2
 
 # %% ../nbs/37_forcing.ipynb #e1c16d8c
 LESSONS = ('paper', 'short target', 'ramp on large steps only', 'one level per sequence')
 
 def teach(lesson):
-    "A loss of the dynamics stage that teaches one of `LESSONS`."
+    "A loss of the dynamics stage that teaches one of `LESSONS`, for models without `clean_past`."
+    if lesson not in LESSONS: raise ValueError(f'lesson={lesson!r} is not one of {", ".join(LESSONS)}')
     def loss(model, batch, generator):
         z1, levels = batch['latents'], model.levels
         actions, mask = (batch[k][:, :z1.shape[1]] for k in ('actions', 'action_mask'))
@@ -41,7 +42,7 @@ def teach(lesson):
         if lesson == 'one level per sequence':
             drawn = [t[:, -1:].expand_as(t) for t in drawn]
             weight = torch.zeros(z1.shape[:2]).index_fill_(1, torch.tensor([z1.shape[1] - 1]), 1.)
-        if lesson == 'ramp on large steps only': weight = torch.where(drawn[2], 1., 1 / ramp(levels.signal(drawn[0])))
+        if lesson == 'ramp on large steps only': weight = torch.where(drawn[2], 1., 1 / ramp(levels.signal(drawn[0]), model.config.ramp_floor))
         value, metrics = shortcut_loss(f, z1, levels, generator, drawn, weight, short_target if lesson == 'short target' else bootstrap_target, model.config.ramp_floor)
         return dict(shortcut=value, metrics=metrics)
     return loss
@@ -56,7 +57,7 @@ def held_windows(run, count, length, seed):
     return Windows(run.data()[1], count, length, horizon=0, relevant_fraction=0, latents=LatentStore(run.out / 'latents'), seed=seed).batch(0)
 
 def forcing(trunk, changes, seed, worlds, context=8, steps=15, seconds=120):
-    "A world model that is taught one lesson, and its dreams; `worlds` is the number of windows."
+    "A world model that is taught one lesson for so many processor-seconds, and its dreams by K and by signal level of the context: see `dream_scores`. `worlds` is the number of windows."
     run, settings = Run(trunk, progress=False, processes=1), {k: v for k, v in changes.items() if k.startswith('dynamics.')}
     c, tok, train = run.config.change(settings), run.trained('tokenizer'), run.data()[0]
     if c.name == 'smoke': seconds = 2

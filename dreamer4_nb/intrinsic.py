@@ -42,7 +42,9 @@ class Intrinsic(nn.Module):
         return (made - goal).square().mean(-1)
 
     @torch.no_grad()
-    def forward(self, latents, actions): return (self.errors(latents, actions) / self.usual).clamp(max=self.most)
+    def forward(self, latents, actions, action_mask=None):
+        "The reward (N, H), from 0 to `most`; arguments as in `errors`."
+        return (self.errors(latents, actions, action_mask) / self.usual).clamp(max=self.most)
 
 def fit_intrinsic(
     kind,           # error or novelty
@@ -60,7 +62,7 @@ def fit_intrinsic(
         T = b['latents'].shape[1]
         loss = model.errors(b['latents'], b['actions'][:, 1:T], b['action_mask'][:, 1:T]).mean()
         opt.zero_grad(); loss.backward(); opt.step()
-        if i >= steps * .9: last.append(loss.item())
+        if i >= min(steps - 1, steps * .9): last.append(loss.item())
     model.usual.fill_(sum(last) / len(last))
     return model.eval().requires_grad_(False)
 
@@ -72,17 +74,18 @@ def inventory_potential(
     weights=ITEM_WEIGHTS, # of one item; the review's
 ):                        # (T + 1,)
     "The worth of what is held at every step (review issue 3)."
-    held = {k: observations[f'inventory${k}'] for k in weights if f'inventory${k}' in observations}
+    kind = lambda item: next((k for k in ('log', 'planks') if item.endswith(f'_{k}')), item)        # oak_log counts as a log
+    held = [(weights[kind(k)], v) for name, v in observations.items() if (k := name.removeprefix('inventory$')) != name and kind(k) in weights]
     if not held: raise ValueError(f'observations: none of {", ".join(weights)} was recorded in the inventory; shaping needs one of them')
-    return sum(weights[k] * v for k, v in held.items())
+    return sum(w * v for w, v in held)
 
 def raw_shaping(rewards, potentials):
     "The review's shaped reward: what is held is paid for again at every step. Shapes (T,) and (T + 1,)."
     return rewards + potentials[1:]
 
 def potential_shaping(
-    rewards,          # (T,)
-    potentials,       # (T + 1,)
+    rewards,          # numpy array (T,)
+    potentials,       # numpy array (T + 1,)
     gamma,            # discount of the task
     terminated=False, # the last step ends the episode, where the potential has to be 0
 ):                    # (T,)

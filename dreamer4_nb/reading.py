@@ -6,7 +6,7 @@
 __all__ = ['as_minerl', 'video_window', 'reading_speed']
 
 # %% ../nbs/08_reading.ipynb #4b8e0c0a
-import os, subprocess, time
+import os, subprocess, tempfile, time
 from pathlib import Path
 import numpy as np
 from .actions import ActionCodec, ActionSpace
@@ -37,7 +37,7 @@ def as_minerl(
 def video_window(
     path, start,     # first frame
     length=16, opened=None, # dictionary of files that stay open; None: open it anew
-):                   # (length, H, W, 3) uint8
+):                   # (length, H, W, 3) uint8; fewer where the video ends
     "A window out of the middle of a video."
     av = _import_av()
     video = opened.get(path) if opened is not None else None
@@ -61,26 +61,26 @@ def _rate(read, count, length=16):
     return dict(frames=count * length, frames_per_second=count * length / (time.perf_counter() - start), frames_per_cpu_second=count * length / max(1e-9, time.process_time() - cpu))
 
 _MINERL = '''import sys, time, minerl.data
-data, n, start = minerl.data.make(sys.argv[2], data_dir=sys.argv[1], num_workers=2), 0, None
-for obs, *_ in data.batch_iter(batch_size=1, seq_len=16, num_epochs=1):
-    if start is None: start = time.perf_counter(); continue
-    n += 16
-    if n >= int(sys.argv[3]): break
+data, n, start = minerl.data.make(sys.argv[2], data_dir=sys.argv[1], num_workers=2), 0, time.perf_counter()
+for obs, *_ in data.batch_iter(batch_size=1, seq_len=16, num_epochs=1): n += obs['pov'].shape[1]
 print(n, time.perf_counter() - start)'''
 
 def reading_speed(trunk, changes, seed, worlds, videos=8, python='.venv-minerl/bin/python'):
-    "Frames per second of one way of reading; `worlds` is how many windows are asked for."
+    "One way of reading: frames read, frames per second of wall time, and of processor time where it is our own. `worlds` is how many windows are asked of a video."
     paths = sorted(Path(changes['footage']).glob('*.mp4'))[seed::5][:videos]
     if not paths: raise RunError(f"{changes['footage']}: no videos here; this experiment needs the real Minecraft footage")
     root, how, rng = Path(trunk)/'experiments'/f'footage{seed}', changes['how'], np.random.default_rng(seed)
     source, converted = as_minerl(paths, root), root/'converted'
     if how == 'conversion':
-        to, start, cpu = root/'fresh', time.perf_counter(), time.process_time()
-        steps = sum(r['steps'] + 1 for r in convert(source, to, progress=False))
+        with tempfile.TemporaryDirectory() as to:
+            start, cpu = time.perf_counter(), time.process_time()
+            rows = convert(source, to, progress=False)
+        if any(r['status'] != 'converted' for r in rows): raise RunError(f'{source}: not all of it can be converted; delete {root} and run again')
+        steps = sum(r['steps'] + 1 for r in rows)
         return dict(frames=steps, frames_per_second=steps / (time.perf_counter() - start), frames_per_cpu_second=steps / (time.process_time() - cpu))
     if how == 'minerl':
         if not Path(python).exists(): raise RunError(f'{python}: not there; run make minerl-env first')
-        done = subprocess.run([python, '-W', 'ignore', '-c', _MINERL, str(root), source.name, str(worlds * 16)], capture_output=True, text=True, env={k: v for k, v in os.environ.items() if k != 'PYTHONPATH'})
+        done = subprocess.run([python, '-W', 'ignore', '-c', _MINERL, str(root), source.name], capture_output=True, text=True, env={k: v for k, v in os.environ.items() if k != 'PYTHONPATH'})
         if done.returncode: raise RunError(f'minerl: {(done.stderr.strip().splitlines() or ["ended early"])[-1]}')
         n, seconds = map(float, done.stdout.split()[-2:])
         return dict(frames=int(n), frames_per_second=n / seconds)
