@@ -67,11 +67,12 @@ def fit_intrinsic(
     return model.eval().requires_grad_(False)
 
 # %% ../nbs/38_intrinsic.ipynb #cb2ed6b7
-ITEM_WEIGHTS = {'log': .001, 'planks': .005, 'stick': .01, 'wooden_pickaxe': .05, 'stone_pickaxe': .1, 'iron_pickaxe': .5, 'diamond': 1.}
+ITEM_WEIGHTS = {'log': .001, 'planks': .005, 'stick': .01, 'wooden_pickaxe': .05, 'stone_pickaxe': .1, 'iron_pickaxe': .5, 'diamond': 1.,   # the review's, for Minecraft
+                'wood': .001, 'wood_pickaxe': .05}   # what Crafter calls them
 
 def inventory_potential(
     observations,         # of an episode, as `Recordings.observations` gives them
-    weights=ITEM_WEIGHTS, # of one item; the review's
+    weights=ITEM_WEIGHTS, # of one item
 ):                        # (T + 1,)
     "The worth of what is held at every step (review issue 3)."
     kind = lambda item: next((k for k in ('log', 'planks') if item.endswith(f'_{k}')), item)        # oak_log counts as a log

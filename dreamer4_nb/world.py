@@ -596,15 +596,16 @@ def play_episode(
     world,  # a `CrafterWorld`
     player, # a `Player`
     seed,   # of the world
-):          # frames uint8 (T+1, 64, 64, 3), actions int (T,), rewards float32 (T,), terminated, info of the last step
+):          # frames uint8 (T+1, 64, 64, 3), actions int (T,), rewards float32 (T,), terminated, info of the last step and all inventories
     "Play to the end and keep everything; frame t and action t lead to reward t and frame t+1."
     frame, info = world.reset(seed=seed)
-    frames, actions, rewards = [frame], [], []
+    frames, actions, rewards, held = [frame], [], [], [info['inventory']]
     while not (world.terminated or world.truncated):
         actions.append(player.act(world))
         frame, reward, *_, info = world.step(actions[-1])
-        frames.append(frame); rewards.append(reward)
-    return np.stack(frames), np.array(actions), np.array(rewards, np.float32), world.terminated, info
+        frames.append(frame); rewards.append(reward); held.append(info['inventory'])
+    inventories = {item: np.array([h[item] for h in held]) for item in held[0]}
+    return np.stack(frames), np.array(actions), np.array(rewards, np.float32), world.terminated, info | dict(inventories=inventories)
 
 # %% ../nbs/03_world.ipynb #7b2ed53b
 def classify_cells(
@@ -692,5 +693,6 @@ def _record_one(root, world, name, player, world_seed):
     frames, actions, rewards, terminated, info = play_episode(world, player, world_seed)
     extra = dict(player=player.name, noise=round(player.noise, 3), task=world.task.name, view=world.view, world_seed=world_seed,
         action_space=world.action_space_spec.to_dict(), achievements={k: v for k, v in info['achievements'].items() if v})
-    write_episode(root, world.env_id, name, frames, dict(action=np.array(world.task.actions)[actions]), rewards,
+    held = {f'inventory${k}': v for k, v in info['inventories'].items() if k not in ('health', 'food', 'drink', 'energy') and v.any()}
+    write_episode(root, world.env_id, name, frames, dict(action=np.array(world.task.actions)[actions]), rewards, observations=held,
         terminated=terminated, success=bool(rewards.sum() > 0), extra=extra)
