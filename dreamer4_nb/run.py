@@ -26,7 +26,6 @@ from .recordings import Recordings, new_file, write_json
 from .batches import Windows, LatentStore
 from .training import Learner, EMA, RMSNormalizer, load_model, make_accelerator, NonFiniteLoss, read_tensors, fill
 from .tokenizer import Tokenizer, tokenizer_loss
-from .transformer import TimeCache
 from .dynamics import Dynamics, dynamics_loss, generate
 from .agent import Agent, Actor, agent_loss, clone_data, clone_policy
 from .pmpo import Imagination
@@ -250,13 +249,12 @@ def trained(self:Run, what):
 def encode_episode(model,       # Tokenizer
                    frames,      # (N, C, H, W) uint8
                    device='cpu',
-                   at_once=512, # frames in memory together; later ones see those before through a cache
+                   at_once=512, # frames whose latents are computed together
                   ):            # latents (N, L, D)
-    "The latents of one episode, however long."
-    part = lambda t: torch.from_numpy(np.array(frames[t:t + at_once]))[None].to(device)
-    if len(frames) <= at_once: return model.encode(part(0))[0]
-    cache = TimeCache(model.config.context)
-    return torch.cat([model.encode(part(t), cache=cache)[0].cpu() for t in range(0, len(frames), at_once)])
+    "The latents of one episode, however long: in parts, each with the frames before it that it depends on."
+    before = (model.config.context - 1) * model.config.depth       # as far as all layers together look back, at most
+    part = lambda a, b: model.encode(torch.from_numpy(np.array(frames[max(0, a - before):b]))[None].to(device))[0][min(a, before):].cpu()
+    return torch.cat([part(a, a + at_once) for a in range(0, len(frames), at_once)])
 
 # %% ../nbs/40_whole_run.ipynb #0477ef06
 @patch
