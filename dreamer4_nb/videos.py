@@ -136,5 +136,6 @@ def read_segment(
     if len(frames) < 2: _refuse(path, 'frames', f'{len(frames)}', 'a recording needs at least one step')
     film, info = np.ascontiguousarray(np.stack(frames).transpose(0, 3, 1, 2)), dict(player='contractor' if log else None)
     if not log: return Episode(film, None, None, False, {}, info)
-    labels = {k: v[:-1] for k, v in log_actions(log).items()}
-    return Episode(film, labels, event and log_events(log, event), False, log_inventory(log), info)
+    try: labels, rewards, beside = {k: v[:-1] for k, v in log_actions(log).items()}, event and log_events(log, event), log_inventory(log)
+    except (TypeError, AttributeError, KeyError) as e: _refuse(path.with_suffix('.jsonl'), 'values', f'not all are of the kind expected ({e})', _AGAIN)
+    return Episode(film, labels, rewards, False, beside, info)
