@@ -248,7 +248,7 @@ class ImaginationConfig(Part):
     beta:float=0.3 # weight of KL[policy || frozen prior] (11)
     advantages:str='sign' # how dreamed steps are split into good and bad ones, compared in chapter 34; 'sign' is the paper's (11)
     intrinsic:str='none' # reward for what the recordings did not teach, added to the task's in dreams: 'none', 'error' or 'novelty' (chapter 38)
-    intrinsic_weight:float=0.01 # of that reward, whose mean over the recordings is 1; the review's
+    intrinsic_weight:float=0.01 # of that reward, whose mean over the recordings is 1; the review's number (it weighs the bare error)
     advantage_share:float=0.1 # share of the steps in each set, for advantages = 'percentile'; the review's
     temperature:float=1. # divides the logits of the clone that is start and prior; 1 is the clone itself; ours
     contexts:int=128 # rollouts per iteration, each from its own context; ours (paper silent)
