@@ -246,16 +246,16 @@ def kl(self:ActionDistribution,
 class ActionEmbedding(nn.Module):
     "Actions to tokens: a sum over components plus a learned embedding, which stands alone where actions are unknown."
     def __init__(self,
-        codec:ActionCodec,  # gives the sizes of the components
+        codec:ActionCodec|None,  # gives the sizes of the components; None: video alone, no action is ever known
         dim:int,  # channels of a token
         tokens:int=1,  # action tokens per step (S_a in the paper)
     ):
         super().__init__()
-        self.tokens, self.dim = tokens, dim
-        self.table = nn.Embedding(sum(codec.sizes), tokens*dim)
+        self.tokens, self.dim, sizes = tokens, dim, codec.sizes if codec else (1,)
+        self.table = nn.Embedding(sum(sizes), tokens*dim)
         self.unknown = nn.Parameter(torch.randn(tokens*dim) * .02)
         nn.init.normal_(self.table.weight, std=.02)
-        self.register_buffer('first_row', torch.tensor([0, *codec.sizes[:-1]]).cumsum(0), persistent=False)
+        self.register_buffer('first_row', torch.tensor([0, *sizes[:-1]]).cumsum(0), persistent=False)
 
     def forward(self,
         actions:torch.Tensor,  # (..., num_components) long

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHECKED', 'Check', 'judged', 'check_labels_and_rewards', 'motion', 'fit_and_ask', 'action_fit', 'check_alignment',
-           'sideways_flow', 'alignment', 'check_tokenizer', 'check_dynamics', 'check_rewards', 'check_imagination',
-           'check_stage', 'check_run', 'check_path', 'as_table', 'watch', 'cli_check']
+           'sideways_flow', 'minetest', 'alignment', 'check_tokenizer', 'check_dynamics', 'check_rewards',
+           'check_imagination', 'check_stage', 'check_run', 'check_path', 'as_table', 'watch', 'cli_check']
 
 # %% ../nbs/36_check.ipynb #e040a402
 import sys, tempfile, textwrap
@@ -123,22 +123,27 @@ def sideways_flow(frames):
     flow = (weight * change * slope).sum((1, 2)) / (weight * slope.square()).sum((1, 2)).clamp(min=1)
     return flow.clamp(*flow.quantile(torch.tensor([.01, .99]))).numpy()
 
-def alignment(trunk, changes, seed, worlds, length=300):
-    "Recordings of Minetest with their actions moved by so many steps; `trunk` and `worlds` play no part."
-    keys, shifts, flow, parts = ('forward', 'back', 'left', 'right', 'jump', 'attack'), (-2, -1, 0, 1, 2), {}, []
-    codec, unit = ActionCodec(ActionSpace(keys=keys, camera='camera')), lambda x: (x - x.mean(0)) / x.std(0)
-    paths = sorted(Path(changes['footage']).glob('*/episode.npz'))
-    if not paths: raise RunError(f"{changes['footage']}: no episode.npz here; this experiment needs the real recordings of Minetest")
+# %% ../nbs/36_check.ipynb #9a011635
+def minetest(folder, length=300):
+    "Recordings of Minetest, cut into episodes that take turns, and of each recording its frames and sideways mouse."
+    keys, parts, whole = ('forward', 'back', 'left', 'right', 'jump', 'attack'), [], {}
+    codec, paths = ActionCodec(ActionSpace(keys=keys, camera='camera')), sorted(Path(folder).glob('*/episode.npz'))
+    if not paths: raise RunError(f'{folder}: no episode.npz here; this experiment needs the real recordings of Minetest')
     for path in paths:
         with np.load(path, allow_pickle=False) as e:
             frames, mouse = e['frames'].transpose(0, 3, 1, 2), e['dx'].astype(float)
             actions = codec.encode({k: e[k] for k in keys} | dict(camera=.1 * np.stack([e['dy'], e['dx']], -1).astype(float)))
         parts.append([(frames[s:s + length + 1], actions[s:s + length]) for s in range(0, len(mouse) - length + 1, length)])
-        moved = np.stack([_inner(mouse, s, 2) for s in shifts], 1)
-        flow[path.parent.name] = np.linalg.lstsq(unit(moved), unit(_inner(sideways_flow(frames), 0, 2)), rcond=None)[0].tolist()
+        whole[path.parent.name] = frames, mouse
     films, done = zip(*(p for together in zip(*parts) for p in together))
-    nats = action_fit(MemoryRecordings(list(films), list(done), [None] * len(films), codec=codec), range(len(films)), shifts, seed)[1]
-    return dict(shifts=shifts, nats=list(nats.values()), flow=flow)
+    return MemoryRecordings(list(films), list(done), [None] * len(films), codec=codec), whole
+
+def alignment(trunk, changes, seed, worlds):
+    "Recordings of Minetest with their actions moved by so many steps; `trunk` and `worlds` play no part."
+    shifts, (recordings, whole), unit = (-2, -1, 0, 1, 2), minetest(changes['footage']), lambda x: (x - x.mean(0)) / x.std(0)
+    weights = lambda frames, mouse: np.linalg.lstsq(unit(np.stack([_inner(mouse, s, 2) for s in shifts], 1)), unit(_inner(sideways_flow(frames), 0, 2)), rcond=None)[0]
+    nats = action_fit(recordings, range(len(recordings)), shifts, seed)[1]
+    return dict(shifts=shifts, nats=list(nats.values()), flow={name: weights(*w).tolist() for name, w in whole.items()})
 
 # %% ../nbs/36_check.ipynb #5a662409
 def check_tokenizer(run, tokenizer, held, store):

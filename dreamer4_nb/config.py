@@ -107,6 +107,7 @@ class TokenizerConfig(Part):
     num_heads:int=4 # attention heads; ours (paper silent)
     time_every:int=4 # one layer in this many attends over time, the others over space (3.4)
     attention:str='factorised' # 'factorised' into space and time layers (3.4), or 'dense' over both at once, compared in chapter 35
+    linear_path:bool=False # also a linear map from each patch to the latent in its place, and back: one latent to a patch; ours (chapter 39)
     num_latents:int=16 # latent tokens per frame; ours (paper: 512)
     latent_dim:int=32 # channels per latent after the bottleneck, in [-1, 1]; ours (paper: 16)
     num_registers:int=0 # extra learned tokens per frame that carry nothing (3.4); ours (number silent)
@@ -165,6 +166,8 @@ def check(self:TokenizerConfig):
     if any(s % self.patch_size for s in self.frame_size):
         up = tuple(-(-s//self.patch_size)*self.patch_size for s in self.frame_size)
         refuse(self, 'image_size', f'must be a multiple of patch_size = {self.patch_size}; pad to {up}')
+    patches = math.prod(s//self.patch_size for s in self.frame_size)
+    if self.linear_path and self.num_latents != patches: refuse(self, 'linear_path', f'needs one latent to a patch: num_latents = {patches}')
     check_transformer(self); share(self, 'max_mask', 'mask_fraction'); one_of(self, 'perceptual', PERCEPTUAL); one_of(self, 'attention', ATTENTION)
     at_least(self, 0, 'perceptual_weight')
 

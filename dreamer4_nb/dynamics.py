@@ -22,7 +22,7 @@ class Dynamics(nn.Module):
         config:DynamicsConfig,
         num_latents:int,   # latent tokens per frame
         latent_dim:int,    # channels per latent
-        codec:ActionCodec, # the actions' components
+        codec:ActionCodec|None, # the actions' components; None: video alone
         num_tasks:int=1,   # tasks that the agent token tells apart
     ):
         super().__init__()
@@ -178,13 +178,14 @@ def observe(self:Dream,
 @torch.no_grad()
 def step(self:Dream,
     actions,  # (B, components), the action that leads to the new step
+    action_mask=None,  # (B,) bool, False where it is unknown
 ):            # latents (B, 1, L, D), agent features (B, 1, feature_width) or None
     "Dream the next step under an action."
-    m, B = self.model, len(actions)
+    m, B, known = self.model, len(actions), None if action_mask is None else action_mask[:, None]
     full = lambda n: torch.full((B, 1), n, device=actions.device)
-    f = lambda z, i, e: m(z, full(i), full(e), actions[:, None], cache=self.cache, commit=False)[0]
+    f = lambda z, i, e: m(z, full(i), full(e), actions[:, None], known, cache=self.cache, commit=False)[0]
     z = self.sampler(f, self._noise(B, 1, *m.latent_shape), self.K, m.config.k_max).clamp(-1, 1)
-    return z, self.observe(z, actions[:, None])
+    return z, self.observe(z, actions[:, None], known)
 
 # %% ../nbs/13_dynamics.ipynb #c316b5bc
 def generate(model:Dynamics,

@@ -7,8 +7,8 @@ __all__ = ['FIRST_SEED', 'CELL_VERSION', 'FORMS', 'NAMES', 'world_seeds', 'lands
            'scripted_player', 'random_returns', 'scripted_returns', 'film_strip', 'save_film', 'fingerprint', 'Cells',
            'cell_seed', 'evaluate_policies', 't_quantile', 'mean_interval', 'paired_difference', 'two_level_bootstrap',
            'describe', 'policy_table', 'markdown_table', 'ladder', 'ladders', 'ladder_table', 'reconstruct',
-           'reconstruction_scores', 'dream_on', 'rollouts', 'compare_rollouts', 'rollout_scores', 'reward_scores',
-           'imagined_and_real']
+           'reconstruction_scores', 'dream_on', 'rollout_windows', 'rollouts', 'compare_rollouts', 'rollout_scores',
+           'reward_scores', 'imagined_and_real']
 
 # %% ../nbs/24_evaluation.ipynb #bdf0f0a8
 import hashlib, json, math, os
@@ -435,15 +435,15 @@ def dream_on(
     "Continue a context to the end of the actions."
     dream = Dream(dynamics, K=K, generator=generator)
     dream.observe(latents[:, :context], actions[:, :context], action_mask[:, :context])
-    new = [dream.step(actions[:, t])[0] for t in range(context, actions.shape[1])]
+    new = [dream.step(actions[:, t], action_mask[:, t])[0] for t in range(context, actions.shape[1])]
     return torch.cat([latents[:, :context], *new], 1)
 
 # %% ../nbs/24_evaluation.ipynb #6cca2090
-def _rollout_windows(recordings, latents, n, length, context, seed):
+def rollout_windows(recordings, latents, n, length, seed): # see `rollouts`
+    "One batch of windows to dream beside."
     windows = Windows(recordings, n, length, horizon=0, relevant_fraction=0, latents=latents, seed=seed)
     batch = windows.batch(0)
     batch['actions'], batch['action_mask'] = batch['actions'][:, :length], batch['action_mask'][:, :length]
-    if not batch['action_mask'][:, context:].all(): raise ValueError('recordings: an episode has no actions; rollouts need labelled episodes')
     return batch
 
 def _pictures(tokenizer, z, chunk): # uint8 frames of latents
@@ -463,8 +463,8 @@ def rollouts(
     K=None,     # sampling steps per frame; None: the configuration's
     chunk=16,   # windows at a time
 ):              # dict: truth, reconstruction, dream, shuffled, each uint8 (n, context + steps, C, H, W)
-    "Dreams beside the truth, under the true actions and under another window's."
-    batch = _rollout_windows(recordings, latents, n, context + steps, context, seed)
+    "Dreams beside the truth, under the true actions and under another window's; without known actions the two are one."
+    batch = rollout_windows(recordings, latents, n, context + steps, seed)
     z, actions, mask = (batch[k].to(_device(dynamics)) for k in ('latents', 'actions', 'action_mask'))
     wrong = torch.cat([actions[:, :context], actions[:, context:].roll(1, 0)], 1)
     def dreams(actions):

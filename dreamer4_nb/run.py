@@ -260,8 +260,9 @@ def encode_episode(model,       # Tokenizer
 @patch
 def tokenizer(self:Run):
     "Train the tokenizer on frames."
-    train, _ = self.data()
-    self.train('tokenizer', self.build('tokenizer'), tokenizer_loss(self.config.tokenizer), self.config.tokenizer_training, train)
+    (train, _), model = self.data(), self.build('tokenizer')
+    if self.config.tokenizer.linear_path: model.start_linear(Windows(train, 4000, 1, horizon=0, relevant_fraction=0, seed=self.seed).batch(0)['frames'].flatten(0, 1))
+    self.train('tokenizer', model, tokenizer_loss(self.config.tokenizer), self.config.tokenizer_training, train)
 
 @patch
 def encode(self:Run):

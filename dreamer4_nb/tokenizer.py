@@ -58,6 +58,8 @@ class Tokenizer(nn.Module):
         learned = lambda n: nn.Parameter(.02 * torch.randn(n, c.width))
         self.mask_token, self.readouts, self.latents = learned(1), learned(1), learned(c.num_latents)
         self.enc_registers, self.dec_registers = learned(c.num_registers), learned(c.num_registers)
+        linear = lambda i, o: nn.Linear(i, o) if c.linear_path else None
+        self.linear_in, self.linear_out = linear(pixels, c.latent_dim), linear(c.latent_dim, pixels)
         plane = (self.rows, self.cols)
         grid = token_grid(c.num_latents, h / w)
         self.register_buffer('patch_pos', grid_positions(*plane, c.width, plane), persistent=False)
@@ -90,13 +92,14 @@ def encode(self:Tokenizer,
     "Write frames into latents."
     if frames.dtype == torch.uint8: frames = frames.float() / 255
     B, T = frames.shape[:2]
-    x = self.patch_in(patchify(frames * 2 - 1, self.config.patch_size))
-    if mask is not None: x = torch.where(mask[..., None], self.mask_token, x)
+    patches = patchify(frames * 2 - 1, self.config.patch_size)
+    x = self.patch_in(patches)
+    if mask is not None: x, patches = torch.where(mask[..., None], self.mask_token, x), patches.masked_fill(mask[..., None], 0.)
     latents = torch.cat([self.enc_registers, self.latents + self.latent_pos])
     x = torch.cat([x + self.patch_pos, latents.expand(B, T, -1, -1)], 2)
     groups = self.num_patches, len(latents)
     h = self.encoder(x, groups, keep=self.config.num_latents, single=single, cache=cache)
-    return torch.tanh(self.to_latents(h))
+    return torch.tanh(self.to_latents(h) if self.linear_in is None else self.to_latents(h) + self.linear_in(patches))
 
 # %% ../nbs/11_tokenizer.ipynb #c4019833
 @patch
@@ -111,13 +114,30 @@ def decode(self:Tokenizer,
     z = torch.cat([self.dec_registers.expand(B, T, -1, -1), self.from_latents(latents) + self.latent_pos], 2)
     x = torch.cat([z, (self.readouts + self.patch_pos).expand(B, T, -1, -1)], 2)
     h = self.decoder(x, (z.shape[2], self.num_patches), keep=self.num_patches, single=single, cache=cache, commit=commit)
-    return unpatchify(self.patch_out(h), self.config.patch_size, self.frame_shape) * .5 + .5
+    patches = self.patch_out(h) if self.linear_out is None else self.patch_out(h) + self.linear_out(latents)
+    return unpatchify(patches, self.config.patch_size, self.frame_shape) * .5 + .5
 
 # %% ../nbs/11_tokenizer.ipynb #580b6375
 @patch
 def forward(self:Tokenizer, frames, mask=None, single=None):
     "Reconstruct frames: `decode(encode(frames))`."
     return self.decode(self.encode(frames, mask, single), single)
+
+# %% ../nbs/11_tokenizer.ipynb #11fa6c0b
+@patch
+@torch.no_grad()
+def start_linear(self:Tokenizer,
+    frames,    # uint8 (N, C, H, W) to learn from
+    spread=.4, # standard deviation of each number of a latent, before tanh
+):
+    "Begin `linear_path` as the principal components of patches, and both transformers as adding nothing."
+    x = patchify(frames.float() / 127.5 - 1, self.config.patch_size).flatten(0, 1)
+    variance, basis = torch.linalg.eigh(x.T.cov())
+    variance, basis = (t.flip(-1)[..., :self.config.latent_dim] for t in (variance, basis))
+    scaled = basis * spread / variance.clamp(min=1e-8).sqrt()
+    self.linear_in.weight.copy_(scaled.T); self.linear_in.bias.copy_(-x.mean(0) @ scaled)
+    self.linear_out.weight.copy_(basis * variance.clamp(min=1e-8).sqrt() / spread); self.linear_out.bias.copy_(x.mean(0))
+    for layer in (self.to_latents, self.patch_out): nn.init.zeros_(layer.weight); nn.init.zeros_(layer.bias)
 
 # %% ../nbs/11_tokenizer.ipynb #de1ea1b4
 def gradient_distance(x, y,          # frames (N, C, H, W), about [0, 1]

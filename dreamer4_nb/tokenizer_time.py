@@ -13,10 +13,9 @@ from . import evaluation as ev
 from .batches import MemoryRecordings, Windows
 from .dynamics import Dynamics, dynamics_loss
 from .recordings import read_video
-from .run import Run, RunError
+from .run import Run, RunError, encode_episode
 from .tokenizer import Tokenizer, psnr, tokenizer_loss
 from .training import RMSNormalizer
-from .transformer import TimeCache
 
 # %% ../nbs/35_time.ipynb #e042d966
 def flicker(
@@ -86,16 +85,9 @@ def footage(folder, videos=24, frames=600):
     return part(shown[:cut]), part(shown[cut:])
 
 @torch.no_grad()
-def encoded(tokenizer, recordings, at_once=40):
-    "Latents of whole episodes by name, frame by frame as a player sees them."
-    out = {}
-    for ids in torch.arange(len(recordings)).split(at_once):
-        films = [np.array(recordings.frames(i)) for i in ids.tolist()]
-        x = np.stack([np.pad(f, ((0, max(map(len, films)) - len(f)), (0, 0), (0, 0), (0, 0)), 'edge') for f in films])
-        cache = TimeCache(tokenizer.config.context)
-        z = torch.cat([tokenizer.encode(torch.from_numpy(x[:, t:t + 1]), cache=cache) for t in range(x.shape[1])], 1)
-        out |= {recordings.names[i]: z[j, :len(f)].numpy() for j, (i, f) in enumerate(zip(ids.tolist(), films))}
-    return out
+def encoded(tokenizer, recordings):
+    "Latents of whole episodes by name."
+    return {name: encode_episode(tokenizer, recordings.frames(i)).numpy() for i, name in enumerate(recordings.names)}
 
 def tokenizer_time(trunk, changes, seed, worlds, seconds=60, episodes=120):
     "A tokenizer of one kind, then dynamics on its latents; `worlds` is the number of dreamed windows."

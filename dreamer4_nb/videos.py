@@ -91,7 +91,7 @@ def log_events(
     if not any('stats' in l for l in lines): return None
     group, item = EVENTS[event]
     def count(l):
-        names = ((k.removeprefix('minecraft.').split(':minecraft.'), v) for k, v in l.get('stats', {}).items())
+        names = ((k.removeprefix('minecraft.').split(':minecraft.'), v) for k, v in l['stats'].items())
         return sum(v for k, v in names if k[0] == group and (k[-1].endswith(item[1:]) if item[0] == '*' else k[-1] == item))
     return (np.diff([count(l) for l in lines]) > 0).astype(np.float32)
 
