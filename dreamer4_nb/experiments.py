@@ -244,14 +244,14 @@ _KS = [1, 2, 4, 8, 16, 64]
 
 EXPERIMENTS = {
     'attention_cost': Experiment(measure=attention_cost, common={}, arms=_KINDS),
-    'tokenizer_time': Experiment(measure=tokenizer_time, common={}, arms=_KINDS | {f'Minecraft, {k}': v | {'footage': '../shared/data/minerl-agent-videos'} for k, v in _KINDS.items()}),
+    'tokenizer_time': Experiment(measure=tokenizer_time, common={}, arms=(kinds := _KINDS | {'linear path': {'tokenizer.linear_path': True}}) | {f'Minecraft, {k}': v | {'footage': '../shared/data/minerl-agent-videos'} for k, v in kinds.items()}),
     'reading': Experiment(measure=reading_speed, common={'footage': '../shared/data/minerl-agent-videos'}, arms={name: {'how': how} for name, how in {      # chapter 08
         'memory map': 'memory map', 'video, opened anew': 'video', 'video, kept open': 'video, kept open', "minerl's batch_iter": 'minerl', 'conversion': 'conversion', 'conversion, 360p': 'conversion, 360p'}.items()}),
     'alignment': Experiment(measure=alignment, common={'footage': '../shared/data/minetest'}, arms={'Minetest': {}}),      # chapter 36
     'action_share': Experiment(measure=action_share, common={}, arms={       # chapter 39
         'none': {'share': 0.}, '1%': {'share': .01}, '1%, half of the windows': {'share': .01, 'use': 'half of the windows'},
         '10%': {'share': .1}, '10%, nothing else': {'share': .1, 'use': 'nothing else'}, 'all': {'share': 1.}}),
-    'minecraft': Experiment(measure=minecraft, common={'footage': '../shared/data/minerl-agent-videos', 'name': 'minecraft'}, arms={'laptop': {}}),
+    'minecraft': Experiment(measure=minecraft, common={'footage': '../shared/data/minerl-agent-videos', 'name': 'minecraft'}, arms={'laptop': {'tokenizer.linear_path': True, 'tokenizer_training.steps': 8000}}),
     'minetest': Experiment(measure=finetuned, common={'footage': '../shared/data/minetest', 'films': 'minecraft_seed0'}, arms={'films': {'begin': 'films'}, 'nothing': {'begin': 'nothing'}}),
     'present': Experiment(measure=present, common={}, arms={'its own context': {'context': 'own'}, "another window's": {'context': 'another'}, 'none': {'context': 'none'}}),
     'sampler': Experiment(measure=sampler, common={}, arms={f'{name}, K = {k}': {'sampler': name, 'dynamics.sample_steps': k}

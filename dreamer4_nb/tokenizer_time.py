@@ -97,6 +97,7 @@ def tokenizer_time(trunk, changes, seed, worlds, seconds=60, episodes=120):
     if run.config.name == 'smoke': seconds = episodes = 2
     torch.manual_seed(seed)
     tok = Tokenizer(c.tokenizer)
+    if c.tokenizer.linear_path: tok.start_linear(Windows(train, 4000, 1, horizon=0, relevant_fraction=0, seed=seed).batch(0)['frames'].flatten(0, 1))
     batches = Windows(train, 2, 8, relevant_fraction=0, horizon=0, seed=seed)
     steps = train_for(tok, tokenizer_loss(c.tokenizer), batches, seconds, weights=dict(perceptual=c.tokenizer.perceptual_weight), seed=seed)
     found = dict(tokenizer_steps=steps, **looks(tok.eval(), held, seed=seed))
