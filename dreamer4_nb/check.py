@@ -76,6 +76,7 @@ def fit_and_ask(x, loss, out, seed=0, steps=300):
         opt.zero_grad(); loss(head(x[pick], 0), pick).backward(); opt.step()
     with torch.no_grad(): return head(x[cut:], 0), torch.arange(cut, len(x))
 
+# %% ../nbs/36_check.ipynb #a8022edb
 def _inner(seq, shift, most): return np.asarray(seq)[most + shift:len(seq) - most + shift]
 
 def action_fit(recordings, use, shifts=(-1, 0, 1), seed=0):
@@ -88,6 +89,7 @@ def action_fit(recordings, use, shifts=(-1, 0, 1), seed=0):
         nll[s] = -recordings.codec.distribution(said).log_prob(a[rest]).mean().item()
     return x, nll
 
+# %% ../nbs/36_check.ipynb #00eb562d
 def check_alignment(recordings, episodes=60, shifts=(-1, 0, 1)):
     "Do actions and rewards belong to the frames that they are stored with? (field notes: off by one in three projects)"
     codec, use = recordings.codec, [i for i in range(len(recordings)) if recordings.actions(i) is not None and recordings.steps[i] > 4][:episodes]

@@ -46,6 +46,7 @@ class Intrinsic(nn.Module):
         "The reward (N, H), from 0 to `most`; arguments as in `errors`."
         return (self.errors(latents, actions, action_mask) / self.usual).clamp(max=self.most)
 
+# %% ../nbs/38_intrinsic.ipynb #96337cf8
 def fit_intrinsic(
     kind,           # error or novelty
     codec,          # `ActionCodec`

@@ -8,6 +8,7 @@ __all__ = ['RECIPE', 'LIMITS', 'MineRLWorld']
 # %% ../nbs/07_minerl_world.ipynb #9b731548
 import importlib
 import gymnasium, numpy as np
+from fastcore.basics import patch
 from .actions import ActionSpace
 
 # %% ../nbs/07_minerl_world.ipynb #f4dc3c14
@@ -61,20 +62,22 @@ class MineRLWorld(gymnasium.Env):
         late = bool(done) and (self.steps >= self._limit - 2 or bool(info.get('TimeLimit.truncated')))    # the server's own clock may end it first, without a word
         return frame, float(reward), bool(done) and not late, late, info | beside
 
-    def _full(self, action):
-        if strange := set(action) - set(self.space.names): raise ValueError(f'action: {sorted(strange)} unknown in {self.env_id}; it has {", ".join(self.space.names)}')
-        full = {k: action.get(k, 0) for k in self.space.keys}
-        for k, v in full.items():
-            if v not in (0, 1): raise ValueError(f'action: {k}={v!r}; a key is 0 or 1')
-        full, camera = {k: int(v) for k, v in full.items()}, np.asarray(action.get(self.space.camera, (0, 0)), np.float32)
-        if camera.shape != (2,) or not np.isfinite(camera).all(): raise ValueError(f'action: {self.space.camera}={camera.tolist()}; needs two finite numbers of degrees, down and to the right')
-        full[self.space.camera] = camera.clip(-180, 180)
-        for k, options in self.space.choices.items():
-            chosen = action.get(k, 'none')
-            if not isinstance(chosen, str) and 0 <= int(chosen) < len(options): chosen = options[int(chosen)]
-            if chosen not in options: raise ValueError(f'action: {k}={chosen!r} is not one of {", ".join(options)}')
-            full[k] = str(chosen)
-        return full
-
     def render(self): return self._frame
     def close(self): self._env.close()
+
+# %% ../nbs/07_minerl_world.ipynb #148c1153
+@patch
+def _full(self:MineRLWorld, action):
+    if strange := set(action) - set(self.space.names): raise ValueError(f'action: {sorted(strange)} unknown in {self.env_id}; it has {", ".join(self.space.names)}')
+    full = {k: action.get(k, 0) for k in self.space.keys}
+    for k, v in full.items():
+        if v not in (0, 1): raise ValueError(f'action: {k}={v!r}; a key is 0 or 1')
+    full, camera = {k: int(v) for k, v in full.items()}, np.asarray(action.get(self.space.camera, (0, 0)), np.float32)
+    if camera.shape != (2,) or not np.isfinite(camera).all(): raise ValueError(f'action: {self.space.camera}={camera.tolist()}; needs two finite numbers of degrees, down and to the right')
+    full[self.space.camera] = camera.clip(-180, 180)
+    for k, options in self.space.choices.items():
+        chosen = action.get(k, 'none')
+        if not isinstance(chosen, str) and 0 <= int(chosen) < len(options): chosen = options[int(chosen)]
+        if chosen not in options: raise ValueError(f'action: {k}={chosen!r} is not one of {", ".join(options)}')
+        full[k] = str(chosen)
+    return full

@@ -9,6 +9,7 @@ __all__ = ['LOCAL_GAIN', 'SwiGLU', 'rotary', 'attend', 'Attention', 'SpaceAttent
 # %% ../nbs/10_transformer.ipynb #364c2477
 import math
 import torch, torch.nn as nn, torch.nn.functional as F
+from fastcore.basics import patch
 
 # %% ../nbs/10_transformer.ipynb #da55a58f
 class SwiGLU(nn.Module):
@@ -151,28 +152,33 @@ class TimeAttention(Attention):
                 o = torch.where(single.repeat(S)[:, None, None, None], own, o)
         return self.out(o.unflatten(0, (S, B)).permute(1, 3, 0, 2, 4).reshape(B, T, S, -1))
 
-    def _paired(self, q, k, v, B, S, n, context, look):
-        q, k, v = (t.unflatten(0, (S, B)) for t in (q, k, v))
-        first, last = slice(0, B - n), slice(B - n, B)
-        join = lambda t: torch.cat([t[:, :n], t[:, last]], -2).flatten(0, 1)
-        T = q.shape[-2]
-        own = torch.eye(T, dtype=torch.bool, device=q.device)
-        mask = torch.cat([window_mask(T, context, q.device) & ~own, own], 1)
-        seen = attend(q[:, last].flatten(0, 1), join(k), join(v), mask=mask, soft_cap=self.soft_cap).unflatten(0, (S, n))
-        own_past = look(*(t[:, first].flatten(0, 1) for t in (q, k, v))).unflatten(0, (S, B - n))
-        return torch.cat([own_past, seen], 1).flatten(0, 1)
+# %% ../nbs/10_transformer.ipynb #1143942f
+@patch
+def _paired(self:TimeAttention, q, k, v, B, S, n, context, look):
+    q, k, v = (t.unflatten(0, (S, B)) for t in (q, k, v))
+    first, last = slice(0, B - n), slice(B - n, B)
+    join = lambda t: torch.cat([t[:, :n], t[:, last]], -2).flatten(0, 1)
+    T = q.shape[-2]
+    own = torch.eye(T, dtype=torch.bool, device=q.device)
+    mask = torch.cat([window_mask(T, context, q.device) & ~own, own], 1)
+    seen = attend(q[:, last].flatten(0, 1), join(k), join(v), mask=mask, soft_cap=self.soft_cap).unflatten(0, (S, n))
+    own_past = look(*(t[:, first].flatten(0, 1) for t in (q, k, v))).unflatten(0, (S, B - n))
+    return torch.cat([own_past, seen], 1).flatten(0, 1)
 
-    def _step(self, q, k, v, cache, layer):
-        if q.shape[2] != 1: raise ValueError(f'a filled cache takes one step at a time, got {q.shape[2]}')
-        buf, slot, n = cache.buffer(layer, k), cache.steps % cache.context, min(cache.steps + 1, cache.context)
-        buf[0, :, :, slot], buf[1, :, :, slot] = k[:, :, 0], v[:, :, 0]
-        return attend(q, buf[0, :, :, :n], buf[1, :, :, :n], soft_cap=self.soft_cap)
+# %% ../nbs/10_transformer.ipynb #2d100544
+@patch
+def _step(self:TimeAttention, q, k, v, cache, layer):
+    if q.shape[2] != 1: raise ValueError(f'a filled cache takes one step at a time, got {q.shape[2]}')
+    buf, slot, n = cache.buffer(layer, k), cache.steps % cache.context, min(cache.steps + 1, cache.context)
+    buf[0, :, :, slot], buf[1, :, :, slot] = k[:, :, 0], v[:, :, 0]
+    return attend(q, buf[0, :, :, :n], buf[1, :, :, :n], soft_cap=self.soft_cap)
 
-    def _fill(self, k, v, cache, layer):
-        buf, T = cache.buffer(layer, k), k.shape[2]
-        n = min(T, cache.context)
-        slots = torch.arange(T - n, T, device=k.device) % cache.context
-        buf[0, :, :, slots], buf[1, :, :, slots] = k[:, :, -n:], v[:, :, -n:]
+@patch
+def _fill(self:TimeAttention, k, v, cache, layer):
+    buf, T = cache.buffer(layer, k), k.shape[2]
+    n = min(T, cache.context)
+    slots = torch.arange(T - n, T, device=k.device) % cache.context
+    buf[0, :, :, slots], buf[1, :, :, slots] = k[:, :, -n:], v[:, :, -n:]
 
 # %% ../nbs/10_transformer.ipynb #013d4abe
 def window_mask(T:int, context:int, device=None):
@@ -269,7 +275,6 @@ class Transformer(nn.Module):
             if name.endswith(('out.weight', 'down.weight')): nn.init.normal_(p, std=1 / math.sqrt(2 * depth * p.shape[1]))
 
 # %% ../nbs/10_transformer.ipynb #f270ff6e
-from fastcore.basics import patch
 from torch.utils.checkpoint import checkpoint as recompute
 
 # %% ../nbs/10_transformer.ipynb #0c5c0f41
