@@ -47,10 +47,14 @@ test-full: $(STAMP) ## the same with what takes longer: slow cells, more example
 notebooks: $(STAMP) ## open the book in JupyterLab
 	@$(BIN)/jupyter lab index.ipynb
 
-book: $(STAMP) ## one web page per chapter in _book/
-	@$(BIN)/jupyter nbconvert --to html --output-dir _book --log-level WARN index.ipynb nbs/*.ipynb
-	@sed -i.bak -E 's#href="(nbs/)?([0-9a-z_]+)\.ipynb#href="\2.html#g' _book/*.html && rm _book/*.bak
-	@echo '== book: open _book/index.html (formulas need a connection, they are drawn by MathJax)'
+book: .venv/.book ## the book as a web site in _book/, to be read without a network
+	@echo '== book: notebooks as they were saved; none is run'
+	@$(BIN)/python nbs/book/build.py $(ARGS)
+
+.venv/.book: $(STAMP)
+	@echo '== .venv: installing what builds the book (once)'
+	@$(PIP) -e '.[book]'
+	@touch $@
 
 readme: $(STAMP) ## write README.md from index.ipynb
 	@$(BIN)/python tests/readme.py
@@ -83,7 +87,7 @@ minerl-env: .venv-minerl/.installed ## a separate .venv-minerl in which `import 
 	@touch $@
 	@echo '== .venv-minerl: `import minerl` works there'
 
-lock: $(STAMP) ## write the versions that .venv holds now to constraints.txt
+lock: .venv/.book ## write the versions that .venv holds now to constraints.txt
 	@{ echo '# exact versions of all that `make install` installs; written by `make lock`'; \
 	  $(BIN)/python -m pip freeze --all --exclude-editable --exclude pip --exclude wheel | sed -E 's/\+[a-z0-9.]+$$//' \
 	  | grep -v -E '^(nvidia-|triton)|@ ' | sort -f; } > .constraints.tmp && mv .constraints.tmp constraints.txt && touch $(STAMP)

@@ -19,7 +19,7 @@ def run(*args, **kw):
 def wheel(tmp_path_factory):
     "The wheel, built from a copy of what the sources list, with the tools of the running environment"
     source, out = tmp_path_factory.mktemp('source'), tmp_path_factory.mktemp('wheel')
-    for o in ('setup.py', 'settings.ini', 'pyproject.toml', 'MANIFEST.in', 'LICENSE', 'README.md'):
+    for o in ('setup.py', 'settings.ini', 'pyproject.toml', 'MANIFEST.in', 'LICENSE', 'NOTICE', 'README.md'):
         if (root/o).exists(): shutil.copy(root/o, source/o)
     shutil.copytree(root/'dreamer4_nb', source/'dreamer4_nb', ignore=shutil.ignore_patterns('__pycache__'))
     run(sys.executable, '-m', 'build', '--wheel', '--no-isolation', '--outdir', out, source)
@@ -41,7 +41,7 @@ def test_wheel_contents(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {o.split('/')[0] for o in names if '.dist-info' not in o} == {'dreamer4_nb'}
     assert {f'dreamer4_nb/{o}.py' for o in modules} <= set(names)
-    assert any(o.endswith('LICENSE') for o in names)
+    for o in ('LICENSE', 'NOTICE'): assert any(n.endswith(o) for n in names)
 
 def test_entry_points(wheel):
     z = zipfile.ZipFile(wheel)
@@ -54,7 +54,7 @@ def test_metadata(wheel):
     z = zipfile.ZipFile(wheel)
     text = z.read(next(o for o in z.namelist() if o.endswith('METADATA'))).decode()
     assert f"Version: {settings['version']}" in text and 'License-Expression: Apache-2.0' in text
-    for o in ('demo', 'notebooks', 'dev', 'minerl', 'all'): assert f'Provides-Extra: {o}' in text
+    for o in ('demo', 'notebooks', 'dev', 'book', 'minerl', 'all'): assert f'Provides-Extra: {o}' in text
 
 def test_installed_copy_is_used(fresh_python, tmp_path):
     where = run(fresh_python, '-c', 'import dreamer4_nb; print(dreamer4_nb.__file__)', cwd=tmp_path)
@@ -78,5 +78,5 @@ def test_lock_covers_requirements():
     "Every requirement but minerl has an exact version in constraints.txt"
     name = lambda o: re.split(r'[<>=!;\[ ]', o)[0].lower().replace('_', '-')
     locked = {name(o) for o in (root/'constraints.txt').read_text().splitlines() if '==' in o}
-    needed = [o for k in ('', 'demo_', 'notebooks_', 'dev_') for o in lines(f'{k}requirements')]
+    needed = [o for k in ('', 'demo_', 'notebooks_', 'dev_', 'book_') for o in lines(f'{k}requirements')]
     assert [o for o in needed if name(o) not in locked] == []
