@@ -309,8 +309,8 @@ class LatentStore:
     def _load(self, name):
         path = self.path(self.root, name)
         try: out = np.load(path, mmap_mode='r', allow_pickle=False)
-        except (ValueError, EOFError) as e: raise ValueError(f'{path}: not a readable array ({e}); delete it and encode again') from None
-        if out.ndim != 3: raise ValueError(f'{path}: shape {out.shape}, expected (frames, latents, channels); delete it and encode again')
+        except Exception as e: raise ValueError(f'{path}: not a readable array ({" ".join(str(e).split())}); delete it and encode again') from None
+        if out.ndim != 3 or out.dtype != np.float16: raise ValueError(f'{path}: {out.dtype} {out.shape}, expected float16 (frames, latents, channels); delete it and encode again')
         return out
 
     def __getitem__(self, name): return self._open(name)

@@ -22,9 +22,9 @@ from tqdm import tqdm
 import dreamer4_nb
 from . import config as configs
 from . import recordings as rec
-from .recordings import Recordings, new_file, write_json
+from .recordings import Recordings, new_file, write_json, signed, intact
 from .batches import Windows, LatentStore
-from .training import Learner, EMA, RMSNormalizer, load_model, make_accelerator, NonFiniteLoss, read_tensors, fill
+from .training import Learner, EMA, RMSNormalizer, load_model, make_accelerator, NonFiniteLoss, read_tensors, write_tensors, fill
 from .tokenizer import Tokenizer, tokenizer_loss
 from .dynamics import Dynamics, dynamics_loss, generate
 from .agent import Agent, Actor, agent_loss, clone_data, clone_policy
@@ -73,7 +73,7 @@ class Run:
         if not path.exists():
             self.state = dict(format=FORMAT, version=VERSION, task=config.data.task, size=config.name, seed=config.data.seed,
                               config=config.to_dict(), machine=self._machine(), versions=versions(), stages={})
-            write_json(path, self.state)
+            write_json(path, signed(self.state))
 
     def _open(self, path, config):
         mend = 'delete the folder or name another --out'
@@ -82,6 +82,7 @@ class Run:
         if not isinstance(self.state, dict): raise RunError(f'{path}: does not hold a run; {mend}')
         if (found := [self.state.get(k) for k in ('format', 'version')]) != [FORMAT, VERSION]:
             raise RunError(f'{path}: format: {found[0]} version {found[1]}, expected {FORMAT} {VERSION}; {mend}')
+        if not intact(self.state): raise RunError(f'{path}: crc32: the file has changed since it was written; copy it again, or {mend}')
         if not isinstance(self.state.get('stages'), dict): raise RunError(f'{path}: stages: missing; {mend}')
         try: self.config = configs.from_dict(self.state.get('config'))
         except ValueError as e: raise RunError(f'{path}: config: {e}; {mend}') from None
@@ -115,7 +116,7 @@ def stage(self:Run, name):
     seconds = before + time.time() - start
     frames = note.pop('frames', None)
     self.state['stages'][name] = dict(minutes=round(seconds / 60, 3), frames_per_second=round(frames / seconds, 1) if frames else None, **note)
-    write_json(self.out / 'run.json', self.state); clock.unlink(missing_ok=True)
+    write_json(self.out / 'run.json', signed(self.state)); clock.unlink(missing_ok=True)
 
 # %% ../nbs/40_whole_run.ipynb #7a10c0d2
 _HELPER = '''
@@ -309,15 +310,11 @@ def clone_windows(self:Run, agent, name):
     return clone_data(agent, ({k: v.to(self.device) for k, v in b.items()} for b in windows), c.agent.clone_windows, relevant)
 
 # %% ../nbs/40_whole_run.ipynb #628a8854
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-
 @patch
 def save_policy(self:Run, name, head):
     "Keep a policy head, whole or not at all."
     with new_file(self.out / 'policies' / f'{name}.safetensors') as path:
-        try: save_file({k: v.contiguous().cpu() for k, v in head.state_dict().items()}, path)
-        except SafetensorError as e: raise OSError(e) from None
+        write_tensors(path, head.state_dict())
 
 @patch
 def policy(self:Run, name, agent):

@@ -2,6 +2,7 @@
 import json, os, signal, subprocess, sysconfig, time
 from pathlib import Path
 import pytest
+from dreamer4_nb.recordings import signed
 from test_recordings import damage, make
 
 bin = Path(sysconfig.get_path('scripts'))
@@ -108,7 +109,7 @@ def damaged(run, tmp_path, name, content):
     state = json.loads((run/'run.json').read_text())
     if name != 'run.json':
         for stage in ('imagination', 'evaluate', 'report'): state['stages'].pop(stage)
-        (copy/'run.json').write_text(json.dumps(state))
+        (copy/'run.json').write_text(json.dumps(signed(state)))
     return copy
 
 def test_corrupt_run_file(run, tmp_path):
