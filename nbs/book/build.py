@@ -6,12 +6,12 @@ root = Path(__file__).resolve().parents[2]
 here = root/'nbs/book'
 PARTS = ['Ground', 'World model', 'Agent', 'Review', 'Practice']   # by the first digit of a chapter's name
 PAGES = dict(Contributors=['where_to_change_what'], Practice=['your_own_recordings', 'your_own_world', 'model_card'], Reference=['glossary'])
+DRAWING = '\n```{figure} nbs/figures/25_drawing-1.png\n:alt: tokenizer, dynamics and heads with the shapes of their tensors\n\nThe whole, from [chapter 25](nbs/25_drawing.ipynb).\n```\n'
 WORDS = re.compile(r'(\$\$.*?\$\$|```.*?```|`[^`]*`|\$[^$\n]+\$|\[[^\]]*\]\([^)]*\)|^#.*?$)', re.S | re.M)   # in these nothing becomes a link
 
 chapters = lambda: sorted((root/'nbs').glob('[0-9][0-9]_*.ipynb'))
 number = lambda path: path.stem[:2]
 source = lambda cell: ''.join(cell['source'])
-text_of = lambda o: ''.join(o)
 
 def directives(code): return dict(re.findall(r'^#\|\s*([\w-]+):?[ \t]*(.*)$', code, re.M))
 
@@ -23,9 +23,10 @@ def numbered(text, word, to):
 
 def cross_references(text, folder):
     "Chapters and the paper's equations, where a text names them, as links; targets where an equation is set."
-    files = {number(o): f"{'nbs/' if folder == root else '../' if folder == here else ''}{o.name}" for o in chapters()}
+    to = {root: 'nbs/', here: '../', root/'api': '../nbs/'}.get(folder, '')
+    files = {number(o): to + o.name for o in chapters()}
     text = numbered(numbered(text, 'chapter', files.get), 'equation', lambda n: f'#equation-{n}' if n in equations() else None)
-    return re.sub(r'^(\$\$.*?\\tag\{(\d+)\}.*?\$\$)', lambda m: f'\n(equation-{m[2]})=\n{m[1]}', text, flags=re.S | re.M)
+    return re.sub(r'^(\$\$(?:(?!\$\$).)*\\tag\{(\d+)\}(?:(?!\$\$).)*\$\$)', lambda m: f'\n(equation-{m[2]})=\n{m[1]}', text, flags=re.S | re.M)
 
 def equations(found={}):
     "Numbers of the paper's equations that some chapter sets, and where."
@@ -38,9 +39,9 @@ def equations(found={}):
                         found[n] = o.name
     return found
 
-def figure(name, caption, n, folder, target='figures'):
+def figure(path, caption, n):
     alt = re.sub(r'[`$\\]', '', caption)
-    return f'```{{figure}} {target}/{name}\n:name: figure-{n.replace(".", "-")}\n:alt: {alt}\n\n**Figure {n}.** {caption}\n```'
+    return f'```{{figure}} {path}\n:name: figure-{n.replace(".", "-")}\n:alt: {alt}\n\n**Figure {n}.** {caption}\n```'
 
 def page(path, write):
     "A notebook as the book shows it: without hidden cells and directives, figures with numbers and captions, tables as text."
@@ -60,15 +61,15 @@ def page(path, write):
             data = o.get('data', {})
             if 'image/png' in data:
                 count += 1; name = f'{path.stem}-{count}.png'
-                write(folder/'figures'/name, base64.b64decode(text_of(data['image/png'])))
-                after.append(figure(name, marks.get('fig-cap') or heading, f'{int(n)}.{count}', folder))
-            elif 'text/markdown' in data: after.append(text_of(data['text/markdown']))
+                write(folder/'figures'/name, base64.b64decode(''.join(data['image/png'])))
+                after.append(figure(f'figures/{name}', marks.get('fig-cap') or heading, f'{int(n)}.{count}'))
+            elif 'text/markdown' in data: after.append(''.join(data['text/markdown']))
             else: keep.append(o)
         if code and ('hide_input' not in marks or keep):
             tags = ['remove-input'] if 'hide_input' in marks else []
             out.append(c | dict(source=code, outputs=keep, metadata=dict(tags=tags)))
         for o in after: md(o)
-    if modules().get(path.name): md(f'*The module: [`{modules()[path.name]}`]({"../api"}/{modules()[path.name]}.md).*')
+    if modules().get(path.name): md(f'*The module: [`{modules()[path.name]}`](../api/{modules()[path.name]}.md).*')
     return json.dumps(dict(nb, cells=out))
 
 def modules():
@@ -137,10 +138,10 @@ def stage(target):
     for o in chapters(): write(o, page(o, write))
     for o in here.glob('*.md'): write(o, cross_references(o.read_text(encoding='utf-8'), here))
     title = (target/'nbs/book/title.md'); written.discard(title)
-    write(Path('index.md'), title.read_text(encoding='utf-8') + contents()); title.unlink()
+    write(Path('index.md'), title.read_text(encoding='utf-8') + DRAWING + contents()); title.unlink()
     write(Path('contributing.md'), (root/'CONTRIBUTING.md').read_text(encoding='utf-8').replace('nbs/book/where', './nbs/book/where'))
     write(Path('changes.md'), (root/'CHANGELOG.md').read_text(encoding='utf-8'))
-    for notebook, name in modules().items(): write(Path(f'api/{name}.md'), api(notebook, name))
+    for notebook, name in modules().items(): write(Path(f'api/{name}.md'), cross_references(api(notebook, name), root/'api'))
     write(Path('api.md'), '# The package\n\nA page for each module, written from the comments beside its parameters.\n\n| module | |\n|---|---|\n' + '\n'.join(
         f"| [`{o}`](api/{o}.md) | {ast.get_docstring(ast.parse((root/'dreamer4_nb'/f'{o}.py').read_text(encoding='utf-8')))} |" for o in modules().values()) + '\n')
     write(Path('_config.yml'), (here/'_config.yml').read_text(encoding='utf-8'))
