@@ -202,6 +202,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/dreamer4_nb', 'doc_host': 
                                    'dreamer4_nb.bench.tokenizer_step': ('nbs/speed.html#tokenizer_step', 'dreamer4_nb/bench.py'),
                                    'dreamer4_nb.bench.tokenizer_training': ('nbs/speed.html#tokenizer_training', 'dreamer4_nb/bench.py'),
                                    'dreamer4_nb.bench.training': ('nbs/speed.html#training', 'dreamer4_nb/bench.py'),
+                                   'dreamer4_nb.bench.warmed': ('nbs/speed.html#warmed', 'dreamer4_nb/bench.py'),
                                    'dreamer4_nb.bench.world_model': ('nbs/speed.html#world_model', 'dreamer4_nb/bench.py'),
                                    'dreamer4_nb.bench.written_mask': ('nbs/speed.html#written_mask', 'dreamer4_nb/bench.py')},
             'dreamer4_nb.check': { 'dreamer4_nb.check.Check': ('nbs/check.html#check', 'dreamer4_nb/check.py'),
