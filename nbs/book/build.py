@@ -152,13 +152,17 @@ def stage(target):
     for o in target.rglob('*'):
         if o.is_file() and o not in written: o.unlink()
 
-def build(out=root/'_book'):
+def build(
+    out=root/'_book', # folder
+):                    # folder of the pages
+    "Stage, and let jupyter-book write the pages."
     out = Path(out).resolve()
     stage(out/'source')
     command = [Path(sysconfig.get_path('scripts'))/'jupyter-book', 'build', '-q', str(out/'source'), '--path-output', str(out)]
     r = subprocess.run(command, capture_output=True, text=True)
-    print(r.stderr.strip(), end='')
+    if r.stderr.strip(): print(r.stderr.strip())
     if r.returncode: raise SystemExit(r.stdout + '\nthe book was not built')
-    return out/'_build/html'/'index.html'
+    (out/'index.html').write_text('<meta http-equiv="refresh" content="0; url=_build/html/index.html">')
+    return out/'_build/html'
 
-if __name__ == '__main__': print(f'== book: open {build(*sys.argv[1:2])}')
+if __name__ == '__main__': print(f"== book: open {build(*sys.argv[1:2]).parents[1]/'index.html'}")
