@@ -1,5 +1,5 @@
 "The book's sources point at what is there; the built site does so as well, and needs no network"
-import importlib.util, json, re, sys
+import importlib.util, json, re
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 import pytest

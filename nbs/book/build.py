@@ -141,7 +141,7 @@ def stage(target):
     for o in here.glob('*.md'): write(o, cross_references(o.read_text(encoding='utf-8'), here))
     title = (target/'nbs/book/title.md'); written.discard(title)
     write(Path('index.md'), title.read_text(encoding='utf-8') + DRAWING + contents()); title.unlink()
-    write(Path('contributing.md'), (root/'CONTRIBUTING.md').read_text(encoding='utf-8').replace('nbs/book/where', './nbs/book/where'))
+    write(Path('contributing.md'), (root/'CONTRIBUTING.md').read_text(encoding='utf-8'))
     write(Path('changes.md'), (root/'CHANGELOG.md').read_text(encoding='utf-8'))
     for notebook, name in modules().items(): write(Path(f'api/{name}.md'), cross_references(api(notebook, name), root/'api'))
     write(Path('api.md'), '# The package\n\nA page for each module, written from the comments beside its parameters.\n\n| module | |\n|---|---|\n' + '\n'.join(
