@@ -68,10 +68,11 @@ def test_recording_a_world_of_ones_own(tmp_path, monkeypatch):
     assert len(r) == 8 and r.actions(0).shape == (60, 1) and sum(r.rewards(i).sum() for i in range(8)) > 0
 
 @pytest.mark.slow
-def test_site(tmp_path):
+def test_site(tmp_path, capsys):
     "Build it, follow every link inside, and look for anything that would be fetched from elsewhere."
     pytest.importorskip('jupyter_book', reason='make book installs it')
-    b = build(); first = b.build(tmp_path); site = first.parent
+    site = build().build(tmp_path)
+    assert 'WARNING' not in capsys.readouterr().out
     html = {o: o.read_text(encoding='utf-8') for o in site.rglob('*.html')}
     assert len(html) > 60 and (site/'searchindex.js').exists() and (site/'_static/mathjax/tex-chtml.js').exists()
     foreign, broken = set(), set()

@@ -26,6 +26,7 @@ def cross_references(text, folder):
     to = {root: 'nbs/', here: '../', root/'api': '../nbs/'}.get(folder, '')
     files = {number(o): to + o.name for o in chapters()}
     text = numbered(numbered(text, 'chapter', files.get), 'equation', lambda n: f'#equation-{n}' if n in equations() else None)
+    text = re.sub(r'(?<=[^\n])\n(?=\$\$)', '\n\n', text)     # a formula of its own needs an empty line before it
     return re.sub(r'^(\$\$(?:(?!\$\$).)*\\tag\{(\d+)\}(?:(?!\$\$).)*\$\$)', lambda m: f'\n(equation-{m[2]})=\n{m[1]}', text, flags=re.S | re.M)
 
 def equations(found={}):
@@ -39,15 +40,16 @@ def equations(found={}):
                         found[n] = o.name
     return found
 
-def figure(path, caption, n):
+def figure(path, caption, n, width):
     alt = re.sub(r'[`$\\]', '', caption)
-    return f'```{{figure}} {path}\n:name: figure-{n.replace(".", "-")}\n:alt: {alt}\n\n**Figure {n}.** {caption}\n```'
+    return f'```{{figure}} {path}\n:name: figure-{n.replace(".", "-")}\n:alt: {alt}\n:width: {width}px\n:align: left\n\n**Figure {n}.** {caption}\n```'
 
 def page(path, write):
     "A notebook as the book shows it: without hidden cells and directives, figures with numbers and captions, tables as text."
     nb = json.loads(path.read_text(encoding='utf-8'))
     n, out, heading, count, folder = number(path) if path.stem != 'index' else '0', [], '', 0, path.parent
-    md = lambda text: out.append(dict(cell_type='markdown', metadata={}, source=cross_references(text, folder)))
+    md = lambda text: out.append(dict(cell_type='markdown', id=f'text-{len(out)}', metadata={}, source=cross_references(text, folder)))
+    width = lambda o: round(1.3 * o['metadata'].get('image/png', {}).get('width', 400))     # notebooks hold figures at twice the pixels
     for c in nb['cells']:
         text = source(c)
         if c['cell_type'] == 'markdown':
@@ -62,7 +64,7 @@ def page(path, write):
             if 'image/png' in data:
                 count += 1; name = f'{path.stem}-{count}.png'
                 write(folder/'figures'/name, base64.b64decode(''.join(data['image/png'])))
-                after.append(figure(f'figures/{name}', marks.get('fig-cap') or heading, f'{int(n)}.{count}'))
+                after.append(figure(f'figures/{name}', marks.get('fig-cap') or heading, f'{int(n)}.{count}', width(o)))
             elif 'text/markdown' in data: after.append(''.join(data['text/markdown']))
             else: keep.append(o)
         if code and ('hide_input' not in marks or keep):
@@ -113,12 +115,12 @@ def contents():
             if not number(o).startswith(str(i)): continue
             cells = [source(c) for c in json.loads(o.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'markdown']
             said = re.search(r'^> (.*)', '\n'.join(cells), re.M)
-            out.append(f"{number(o)}. [{re.search('^# (.*)', cells[0], re.M)[1]}](nbs/{o.name})" + (f'<br>{said[1]}' if said else '') + '\n')
+            out.append(f"**{number(o)}** [{re.search('^# (.*)', cells[0], re.M)[1]}](nbs/{o.name})" + (f'<br>{said[1]}' if said else '') + '\n')
     return '\n'.join(out)
 
 def toc():
     entry = lambda o: f'  - file: {o}'
-    lines = ['format: jb-book', 'root: index', 'parts:', '- caption: Overview', '  chapters:', entry('overview')]
+    lines = ['format: jb-book', 'root: index', 'parts:', '- caption: Overview', '  chapters:', entry('overview'), '    title: Results and use']
     for i, part in enumerate(PARTS):
         lines += [f'- caption: {part}', '  chapters:', *(entry(f'nbs/{o.stem}') for o in chapters() if number(o).startswith(str(i)))]
         lines += [entry(f'nbs/book/{o}') for o in PAGES.get(part, [])]
@@ -139,7 +141,7 @@ def stage(target):
     for o in here.glob('*.md'): write(o, cross_references(o.read_text(encoding='utf-8'), here))
     title = (target/'nbs/book/title.md'); written.discard(title)
     write(Path('index.md'), title.read_text(encoding='utf-8') + DRAWING + contents()); title.unlink()
-    write(Path('contributing.md'), (root/'CONTRIBUTING.md').read_text(encoding='utf-8').replace('nbs/book/where', './nbs/book/where'))
+    write(Path('contributing.md'), (root/'CONTRIBUTING.md').read_text(encoding='utf-8'))
     write(Path('changes.md'), (root/'CHANGELOG.md').read_text(encoding='utf-8'))
     for notebook, name in modules().items(): write(Path(f'api/{name}.md'), cross_references(api(notebook, name), root/'api'))
     write(Path('api.md'), '# The package\n\nA page for each module, written from the comments beside its parameters.\n\n| module | |\n|---|---|\n' + '\n'.join(
@@ -150,13 +152,17 @@ def stage(target):
     for o in target.rglob('*'):
         if o.is_file() and o not in written: o.unlink()
 
-def build(out=root/'_book'):
+def build(
+    out=root/'_book', # folder
+):                    # folder of the pages
+    "Stage, and let jupyter-book write the pages."
     out = Path(out).resolve()
     stage(out/'source')
     command = [Path(sysconfig.get_path('scripts'))/'jupyter-book', 'build', '-q', str(out/'source'), '--path-output', str(out)]
     r = subprocess.run(command, capture_output=True, text=True)
-    print(r.stderr.strip(), end='')
+    if r.stderr.strip(): print(r.stderr.strip())
     if r.returncode: raise SystemExit(r.stdout + '\nthe book was not built')
-    return out/'_build/html'/'index.html'
+    (out/'index.html').write_text('<meta http-equiv="refresh" content="0; url=_build/html/index.html">')
+    return out/'_build/html'
 
-if __name__ == '__main__': print(f'== book: open {build(*sys.argv[1:2])}')
+if __name__ == '__main__': print(f"== book: open {build(*sys.argv[1:2]).parents[1]/'index.html'}")
