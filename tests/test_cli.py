@@ -5,7 +5,7 @@ import pytest
 from test_recordings import damage, make
 
 bin = Path(sysconfig.get_path('scripts'))
-scripts = ['record', 'convert', 'train', 'evaluate', 'demo', 'claim', 'experiment', 'check']
+scripts = ['record', 'convert', 'train', 'evaluate', 'demo', 'claim', 'experiment', 'check', 'play']
 
 def call(name, *args, **kw):
     env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'}

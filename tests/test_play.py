@@ -1,9 +1,9 @@
 "The panel in a real browser, by JupyterLab and by Voila; players of runs that lack something; the command's refusals"
-import io, json, shutil, socket, time
+import io, json, shutil
 from pathlib import Path
 import numpy as np, pytest
 from page import CHROMIUM, browser, lab, measure, voila
-from test_cli import bin, call, refused
+from test_cli import call, refused
 from dreamer4_nb import config as configs
 from dreamer4_nb.play import Player, page_notebook
 from dreamer4_nb.run import Run
@@ -48,12 +48,9 @@ def test_context_and_sampling_steps(run):
 
 # the command
 
-def test_refusals(run, tmp_path):
+def test_refusals(tmp_path):
     refused(call('play', tmp_path/'nothing'), 'no run here')
-    refused(call('play', run, '--port', 70000), '--port', code=2)
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0)); s.listen()
-        refused(call('play', run, '--port', s.getsockname()[1]), 'name another --port')
+    refused(call('play', tmp_path, '--port', 70000), '--port', code=2)
 
 # the browser
 
@@ -66,12 +63,12 @@ def reward(page): return page.locator('tspan[data-curve="reward"]').inner_text()
 
 def press_and_look(page, *keys):
     "Keys change the picture and move the reward; screenshots are neither empty nor equal"
-    page.locator('.dreamer4-screen img').wait_for(timeout=120_000)
+    page.locator('.dreamer4-screen img').wait_for()
     page.locator('.dreamer4-screen').click()
     pictures, rewards = [picture(page)], [reward(page)]
     for i, key in enumerate(keys, 1):
         page.keyboard.press(key)
-        page.get_by_text(f'{i} steps').wait_for(timeout=30_000)
+        page.get_by_text(f'{i} steps').wait_for()
         pictures.append(picture(page)); rewards.append(reward(page))
     for a in pictures: assert a.shape[0] > 250 and a.std() > 5, 'empty'
     for a, b in zip(pictures, pictures[1:]): assert np.abs(a - b).max() > 8, 'equal'
@@ -98,11 +95,11 @@ def test_jupyterlab(run, tmp_path):
     (tmp_path/'play.ipynb').write_text(json.dumps(page_notebook(run, tmp_path)))
     with lab(tmp_path) as url, browser() as page:
         page.goto(url)
-        page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(timeout=120_000)
+        page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for()
         page.locator('.jp-CodeCell .cm-content').first.click()
         page.keyboard.press('Shift+Enter')
         cells = page.locator('.jp-Notebook .jp-Cell')
-        page.locator('.dreamer4-screen img').wait_for(timeout=120_000)
+        page.locator('.dreamer4-screen img').wait_for()
         before = cells.count()
         press_and_look(page, 'ArrowDown', 'ArrowUp', 'd', 'd', 'a')     # in JupyterLab's command mode: move, move, delete the cell, insert one
         assert cells.count() == before
