@@ -46,7 +46,7 @@ def lab(folder):
     "The address of JupyterLab with `play.ipynb` in a folder"
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
     with server(bin/'jupyter', 'lab', '--no-browser', '--allow-root', f'--port={port}', '--IdentityProvider.token=', f'--ServerApp.root_dir={folder}',
-                '--LabApp.news_url=None', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate', '--log-level=ERROR', JUPYTER_CONFIG_DIR=f'{folder}/config'):
+                '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate', '--log-level=ERROR', JUPYTER_CONFIG_DIR=f'{folder}/config'):
         yield answers(f'http://localhost:{port}/lab')+'/tree/play.ipynb'
 
 # notes in the page when a key went down and when the picture after it was there

@@ -59,7 +59,7 @@ def picture(page):
     from PIL import Image
     return np.asarray(Image.open(io.BytesIO(page.locator('.dreamer4-screen').screenshot())).convert('RGB')).astype(int)
 
-def reward(page): return page.locator('tspan[data-curve="reward"]').inner_text()
+def reward(page): return page.locator('tspan[data-curve="reward"]').text_content()
 
 def press_and_look(page, *keys):
     "Keys change the picture and move the reward; screenshots are neither empty nor equal"
@@ -96,6 +96,7 @@ def test_jupyterlab(run, tmp_path):
     with lab(tmp_path) as url, browser() as page:
         page.goto(url)
         page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for()
+        page.get_by_text('| Idle').wait_for()           # a kernel that is still starting would ask which one to take
         page.locator('.jp-CodeCell .cm-content').first.click()
         page.keyboard.press('Shift+Enter')
         cells = page.locator('.jp-Notebook .jp-Cell')
