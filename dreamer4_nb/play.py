@@ -7,7 +7,7 @@ __all__ = ['moves', 'spoken', 'keyboard', 'true_world', 'Moment', 'Player', 'win
            'page_notebook', 'cli_play', 'side_by_side']
 
 # %% ../nbs/44_play.ipynb #8a391bc3
-import asyncio, io, json, socket, sys, tempfile, time
+import asyncio, io, json, socket, tempfile, time
 from collections import deque
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,9 +18,9 @@ from fastcore.script import call_parse
 from .batches import LatentStore
 from .dynamics import Dream
 from .evaluation import save_film
-from .recordings import Recordings, new_file, write_episode, write_json
+from .recordings import Recordings, write_episode, write_json
 from .report import COLORS, INK, MUTED, PALE
-from .run import POLICIES, Run, RunError, _at_least, _command, _refuse_argument
+from .run import POLICIES, Run, RunError, _command, _refuse_argument
 from .transformer import TimeCache
 
 # %% ../nbs/44_play.ipynb #7feb1850
@@ -313,12 +313,15 @@ def save_recording(self:Player,
 _SCRIPT = """
 export default { render({ model, el }) {
   const img = el.appendChild(document.createElement('img'))
-  let busy = false, url
+  let busy = false, waiting = null, url
   el.tabIndex = 0
   el.classList.add('dreamer4-screen')
   el.dataset.lmSuppressShortcuts = 'true'      // else JupyterLab takes the keys for its own commands
+  const send = key => { busy = true; model.send({ key }) }
   const draw = () => {
     busy = false
+    if (waiting) send(waiting)
+    waiting = null
     URL.revokeObjectURL(url)
     img.src = url = URL.createObjectURL(new Blob([model.get('png')], { type: 'image/png' }))
   }
@@ -326,13 +329,14 @@ export default { render({ model, el }) {
     if (e.ctrlKey || e.metaKey || e.altKey || !model.get('heard').includes(e.key)) return
     e.preventDefault()
     e.stopPropagation()
-    if (!busy) { busy = true; model.send({ key: e.key }) }
+    if (!busy) send(e.key)
+    else if (!e.repeat) waiting = e.key        // the last one pressed; a held key just goes on when it can
   })
   model.on('change:shown', draw)
   draw()
 } }
 """
-_STYLE = '.dreamer4-screen { display: inline-block; outline: none; border: 2px solid transparent } .dreamer4-screen:focus { border-color: #2a6fbb }'
+_STYLE = '.dreamer4-screen { width: max-content; outline: none; border: 2px solid transparent } .dreamer4-screen:focus { border-color: #2a6fbb }'
 
 # %% ../nbs/44_play.ipynb #02df776f
 def _png(picture): # uint8 (H, W, 3)
