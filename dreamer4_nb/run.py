@@ -318,10 +318,10 @@ def save_policy(self:Run, name, head):
 
 @patch
 def policy(self:Run, name, agent):
-    "Read a policy head: 'bc', 'bc_all' or 'imagination'."
+    "Read a policy head: 'bc', 'bc_all' or 'imagination'; or 'value', what imagination thought of it."
     path = self.out / 'policies' / f'{name}.safetensors'
     if not path.exists(): raise RunError(f'{path}: no such policy yet; run the stage that makes it (agent or imagination)')
-    head = agent.new_head(agent.codec.num_logits, 0)
+    head = agent.new_head(agent.config.num_bins if name == 'value' else agent.codec.num_logits, 0)
     fill(head, read_tensors(path), path)
     return head.eval().requires_grad_(False).to(self.device)
 
@@ -343,7 +343,7 @@ def imagination(self:Run):
         if self.rank: return
         kept |= dict(last=(phase.seen['returns'] - phase.seen['values']).numpy(), histograms=np.array(monitor.histograms), edges=monitor.edges)
         for line in monitor.warnings(): note.setdefault('alarms', []).append(line); print(f'alarm: {line}')
-        self.save_policy('imagination', phase.average)
+        self.save_policy('imagination', phase.average); self.save_policy('value', phase.slow)
         write_json(self.out / 'imagination' / 'history.json', phase.history)
         with new_file(self.out / 'imagination' / 'advantages.npz') as path: np.savez(path, **kept)
         note['frames'] = c.iterations * c.contexts * c.horizon

@@ -6,7 +6,7 @@ from dreamer4_nb.recordings import signed
 from test_recordings import damage, make
 
 bin = Path(sysconfig.get_path('scripts'))
-scripts = ['record', 'convert', 'train', 'evaluate', 'demo', 'claim', 'experiment', 'check', 'bench']
+scripts = ['record', 'convert', 'train', 'evaluate', 'demo', 'claim', 'experiment', 'check', 'bench', 'play']
 
 def call(name, *args, **kw):
     env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'}

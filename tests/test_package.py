@@ -47,8 +47,8 @@ def test_entry_points(wheel):
     z = zipfile.ZipFile(wheel)
     text = z.read(next(o for o in z.namelist() if o.endswith('entry_points.txt'))).decode()
     scripts = {o.split('=')[0] for o in lines('console_scripts')}
-    assert scripts == {f'dreamer4_{o}' for o in ('record', 'convert', 'train', 'evaluate', 'demo', 'claim', 'experiment', 'check')}
-    for o in scripts: assert re.search(rf'^{o} = dreamer4_nb\.(run|claim|experiments|check):cli_', text, re.M)
+    assert scripts == {f'dreamer4_{o}' for o in ('record', 'convert', 'train', 'evaluate', 'demo', 'claim', 'experiment', 'check', 'play')}
+    for o in scripts: assert re.search(rf'^{o} = dreamer4_nb\.(run|claim|experiments|check|play):cli_', text, re.M)
 
 def test_metadata(wheel):
     z = zipfile.ZipFile(wheel)
@@ -61,7 +61,7 @@ def test_installed_copy_is_used(fresh_python, tmp_path):
     assert 'fresh' in where and str(root) not in where
 
 def test_imports_without_optional_packages(fresh_python, tmp_path):
-    optional = ['minerl', 'crafter', 'av', 'numba', 'skimage', 'tensorboard', 'ipywidgets', 'nbdev', 'pytest']
+    optional = ['minerl', 'crafter', 'av', 'numba', 'skimage', 'tensorboard', 'ipywidgets', 'anywidget', 'voila', 'nbdev', 'pytest']
     code = f'''
 import sys, importlib
 for o in {optional}: sys.modules[o] = None # an import of it now fails
