@@ -207,7 +207,7 @@ def data(self:Run):
 @patch
 def train(self:Run, name, model, loss_fn, stage, recordings, then=None, floor=1e-4, **windows):
     "Train one stage by its StageConfig, then do what belongs to it as well; goes on from its checkpoint."
-    batches = Windows(recordings, max(1, stage.batch_size // self.processes), stage.length, relevant_fraction=stage.relevant_fraction, seed=self.seed,
+    batches = Windows(recordings, stage.batch_size, stage.length, relevant_fraction=stage.relevant_fraction, seed=self.seed,
                       single_image_fraction=stage.single_image_fraction, relevant_within=self.config.data.relevant_within,
                       horizon=self.config.agent.mtp, **windows)
     schedule = dict(warmup=stage.warmup, decay='linear', floor=0., decay_share=stage.decay)
@@ -350,7 +350,7 @@ def imagination(self:Run):
 @patch
 def contexts(self:Run, c):
     "This process's share of the windows that dreams begin with, for an `ImaginationConfig`."
-    windows = Windows(self.data()[0], max(1, c.contexts // self.processes), c.context_length + c.horizon, horizon=1, relevant_fraction=.5,
+    windows = Windows(self.data()[0], c.contexts, c.context_length + c.horizon, horizon=1, relevant_fraction=.5,
                       relevant_within=0, latents=LatentStore(self.out / 'latents'), fields=(), seed=self.seed + 2).shard(self.rank, self.processes)
     return ({k: v.to(self.device) for k, v in b.items()} for b in windows)
 
