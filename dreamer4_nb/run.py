@@ -149,6 +149,8 @@ def together(self:Run,
     if n == 1 or 'WORLD_SIZE' in os.environ: yield; return      # alone, or the others are there already
     shared = dict(WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n), MASTER_ADDR='127.0.0.1', MASTER_PORT=_free_port(),
                   OMP_NUM_THREADS=str(max(1, os.cpu_count() // n)))
+    for _, name in socket.if_nameindex():
+        if name in ('lo', 'lo0'): shared['GLOO_SOCKET_IFNAME'] = name      # else gloo takes the interface that the host's name leads to
     us = lambda rank: shared | dict(RANK=str(rank), LOCAL_RANK=str(rank))
     before = {k: os.environ.get(k) for k in us(0)}
     try:
