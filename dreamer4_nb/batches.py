@@ -176,14 +176,16 @@ def _importance(self:Windows, ids, index):
 def batch(self:Windows,
     number, # which batch, from 0
 )->dict:    # tensors, see the table below
-    "Batch `number` of the stream: a pure function of the seed and the number."
+    "Batch `number` of the stream, or this process's rows of it: a pure function of the seed and the number."
     rng = np.random.default_rng([self.seed, number])
     length, (size, _) = list(self.lengths.items())[min(np.searchsorted(self._cumulative, rng.random()), len(self.lengths)-1)]
+    size = -(-size//self.processes)*self.processes      # as many rows for each
     index = self.indices[length]
     ids, relevant = self._draw(rng, size, index)
     episodes, starts = index.locate(ids)
     single = np.zeros(size, bool)
     single[rng.permutation(size)[:_round(size*self.single_image_fraction, rng)]] = True
+    ids, relevant, single, episodes, starts = (x[self.rank::self.processes] for x in (ids, relevant, single, episodes, starts))
     with self._lock: out = self._gather(episodes, starts, length)
     out |= dict(relevant=relevant, single=single, episode=episodes, start=starts,
         importance=self._importance(ids, index).astype(np.float32))
@@ -236,24 +238,21 @@ def __iter__(self:Windows): return self
 @patch
 def __next__(self:Windows):
     "The next batch of the stream."
-    if self._pool is None: out = self.batch(self._global(self.number))
+    if self._pool is None: out = self.batch(self.number)
     else:
         while len(self._ahead) <= self.workers:
-            self._ahead.append(self._pool.submit(self.batch, self._global(self.number + len(self._ahead))))
+            self._ahead.append(self._pool.submit(self.batch, self.number + len(self._ahead)))
         out = self._ahead.popleft().result()
     self.number += 1
     return out
-
-@patch
-def _global(self:Windows, number): return number*self.processes + self.rank
 
 # %% ../nbs/04_batches.ipynb #1c479924
 @patch
 def shard(self:Windows,
     rank,      # this process, 0 to processes - 1
-    processes, # number of processes that share the stream
+    processes, # number of processes that share each batch
 ):
-    "Let several processes take turns in one stream."
+    "Let several processes share each batch, row by row in turn."
     self._forget(); self.rank,self.processes = rank,processes
     return self
 

@@ -149,6 +149,8 @@ def together(self:Run,
     if n == 1 or 'WORLD_SIZE' in os.environ: yield; return      # alone, or the others are there already
     shared = dict(WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n), MASTER_ADDR='127.0.0.1', MASTER_PORT=_free_port(),
                   OMP_NUM_THREADS=str(max(1, os.cpu_count() // n)))
+    for _, name in socket.if_nameindex():
+        if name in ('lo', 'lo0'): shared['GLOO_SOCKET_IFNAME'] = name      # else gloo takes the interface that the host's name leads to
     us = lambda rank: shared | dict(RANK=str(rank), LOCAL_RANK=str(rank))
     before = {k: os.environ.get(k) for k in us(0)}
     try:
@@ -207,7 +209,7 @@ def data(self:Run):
 @patch
 def train(self:Run, name, model, loss_fn, stage, recordings, then=None, floor=1e-4, **windows):
     "Train one stage by its StageConfig, then do what belongs to it as well; goes on from its checkpoint."
-    batches = Windows(recordings, max(1, stage.batch_size // self.processes), stage.length, relevant_fraction=stage.relevant_fraction, seed=self.seed,
+    batches = Windows(recordings, stage.batch_size, stage.length, relevant_fraction=stage.relevant_fraction, seed=self.seed,
                       single_image_fraction=stage.single_image_fraction, relevant_within=self.config.data.relevant_within,
                       horizon=self.config.agent.mtp, **windows)
     schedule = dict(warmup=stage.warmup, decay='linear', floor=0., decay_share=stage.decay)
@@ -351,7 +353,7 @@ def imagination(self:Run):
 @patch
 def contexts(self:Run, c):
     "This process's share of the windows that dreams begin with, for an `ImaginationConfig`."
-    windows = Windows(self.data()[0], max(1, c.contexts // self.processes), c.context_length + c.horizon, horizon=1, relevant_fraction=.5,
+    windows = Windows(self.data()[0], c.contexts, c.context_length + c.horizon, horizon=1, relevant_fraction=.5,
                       relevant_within=0, latents=LatentStore(self.out / 'latents'), fields=(), seed=self.seed + 2).shard(self.rank, self.processes)
     return ({k: v.to(self.device) for k, v in b.items()} for b in windows)
 

@@ -330,6 +330,7 @@ def train_step(self:Learner):
     self._seed(); self._event('before_step')
     with self._autocast(): self.terms = dict(self.loss_fn(self.model, self.batch, self.generator))
     self.metrics = self.terms.pop('metrics', {})
+    if self.accelerator.num_processes > 1: self.terms = self._everyones(self.terms)
     self.loss = self.total_loss(self.terms)
     self.accelerator.backward(self.loss)
     self.gradient_norm = self._gradients()
@@ -476,6 +477,13 @@ def _join_processes(self:Learner):
     "Start all processes from the same parameters and share the stream of batches."
     for v in model_tensors(self.model).values(): torch.distributed.broadcast(v, 0)
     self.batches.shard(self.accelerator.process_index, self.accelerator.num_processes)
+
+@patch
+def _everyones(self:Learner, terms):
+    "Terms with their mean over all processes as value, and the gradient that they have in this one."
+    mine = torch.stack([v.detach().float() for v in terms.values()])
+    mean = mine.clone(); torch.distributed.all_reduce(mean); mean /= self.accelerator.num_processes
+    return {k: v + d for (k,v),d in zip(terms.items(), mean - mine)}
 
 @patch
 def _average_gradients(self:Learner):
