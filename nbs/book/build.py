@@ -64,7 +64,7 @@ def page(path, write):
             if 'image/png' in data:
                 count += 1; name = f'{path.stem}-{count}.png'
                 write(folder/'figures'/name, base64.b64decode(''.join(data['image/png'])))
-                after.append(figure(f'figures/{name}', marks.get('fig-cap') or heading, f'{int(n)}.{count}', width(o)))
+                after.append(figure(f'figures/{name}', marks.get('fig-cap') or heading, f'{int(n)}.{count}' if path.parent != root else f'{count}', width(o)))
             elif 'text/markdown' in data: after.append(''.join(data['text/markdown']))
             else: keep.append(o)
         if code and ('hide_input' not in marks or keep):
