@@ -72,7 +72,7 @@ def press_and_look(page, *keys):
         page.keyboard.press(key)
         page.get_by_text(f'{i} steps').wait_for()
         pictures.append(picture(page)); rewards.append(reward(page))
-    for a in pictures: assert a.shape == (256, 520, 3) and a.std() > 5, 'empty'
+    for a in pictures: assert min(a.shape[:2]) >= 256 and a.std() > 5, 'empty'
     for a, b in zip(pictures, pictures[1:]): assert (a != b).any(), 'equal'
     assert len(set(rewards)) > 1, rewards
     return pictures
