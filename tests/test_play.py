@@ -1,5 +1,6 @@
 "The panel in a real browser, by JupyterLab and by Voila; players of runs that lack something; the command's refusals"
 import io, json, shutil
+from importlib.util import find_spec
 from pathlib import Path
 import numpy as np, pytest
 from page import CHROMIUM, browser, lab, measure, voila
@@ -8,7 +9,7 @@ from dreamer4_nb import config as configs
 from dreamer4_nb.play import Player, page_notebook
 from dreamer4_nb.run import Run
 
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason='no Chromium here: apt-get install chromium')
+needs_browser = pytest.mark.skipif(CHROMIUM is None or find_spec('playwright') is None, reason='no Chromium here, or no playwright: apt-get install chromium, pip install playwright')
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory): return Run(tmp_path_factory.mktemp('play')/'run', configs.named('smoke'), progress=False).run_all('imagination').out
@@ -55,9 +56,10 @@ def test_refusals(tmp_path):
 # the browser
 
 def picture(page):
-    "What the screen shows"
+    "What the screen shows, once it is drawn"
     from PIL import Image
-    return np.asarray(Image.open(io.BytesIO(page.locator('.dreamer4-screen').screenshot())).convert('RGB')).astype(int)
+    page.evaluate("document.querySelector('.dreamer4-screen img').decode()")
+    return np.asarray(Image.open(io.BytesIO(page.locator('.dreamer4-screen img').screenshot())).convert('RGB'))
 
 def reward(page): return page.locator('tspan[data-curve="reward"]').text_content()
 
@@ -70,8 +72,8 @@ def press_and_look(page, *keys):
         page.keyboard.press(key)
         page.get_by_text(f'{i} steps').wait_for()
         pictures.append(picture(page)); rewards.append(reward(page))
-    for a in pictures: assert a.shape[0] > 250 and a.std() > 5, 'empty'
-    for a, b in zip(pictures, pictures[1:]): assert np.abs(a - b).max() > 8, 'equal'
+    for a in pictures: assert min(a.shape[:2]) >= 256 and a.std() > 5, 'empty'
+    for a, b in zip(pictures, pictures[1:]): assert (a != b).any(), 'equal'
     assert len(set(rewards)) > 1, rewards
     return pictures
 
@@ -81,9 +83,9 @@ def test_voila(run, tmp_path):
         page.goto(url)
         pictures = press_and_look(page, 'ArrowLeft', 'ArrowUp', ' ')
         page.keyboard.press('Backspace'); page.get_by_text('2 steps').wait_for()
-        assert np.abs(picture(page) - pictures[2]).max() < 8, 'a step back shows the picture of before'
+        assert (picture(page) == pictures[2]).all(), 'a step back shows the picture of before'
         page.get_by_role('button', name='do', exact=True).click(); page.get_by_text('3 steps').wait_for()
-        assert np.abs(picture(page) - pictures[3]).max() < 8, 'the same action, the same picture'
+        assert (picture(page) == pictures[3]).all(), 'the same action, the same picture'
         page.get_by_role('button', name='save film').click(); page.get_by_text('film: ').wait_for()
         assert len(list(tmp_path.glob('*.gif'))) == 1
         page.get_by_role('button', name='let the agent play').click(); page.get_by_text('6 steps').wait_for()
