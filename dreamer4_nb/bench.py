@@ -11,7 +11,7 @@ __all__ = ['BENCHES', 'EQUAL', 'FORMAT', 'VERSION', 'spend', 'flops', 'Bench', '
            'Elsewhere', 'Away', 'levers_memory', 'from_nothing', 'peers', 'real_time', 'read_results', 'brief',
            'run_benches', 'line', 'cli_bench']
 
-# %% ../nbs/47_speed.ipynb #9625e889
+# %% ../nbs/47_speed.ipynb #e6435eca
 import inspect, itertools, json, os, subprocess, sys, tempfile, time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,7 +36,7 @@ from .tokenizer import Tokenizer, tokenizer_loss
 from .training import RMSNormalizer, make_optimizers
 from .transformer import SpaceAttention, TimeAttention, TimeCache, Transformer, window_mask
 
-# %% ../nbs/47_speed.ipynb #9988453d
+# %% ../nbs/47_speed.ipynb #7ea37e03
 def spend(f, seconds):
     "Call `f` for so many CPU-seconds, once at least; CPU-seconds and wall seconds per call."
     n, wall, cpu = 0, time.perf_counter(), time.process_time()
@@ -50,7 +50,7 @@ def flops(f):
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter: f()
     return counter.get_total_flops()
 
-# %% ../nbs/47_speed.ipynb #b2d3c3a6
+# %% ../nbs/47_speed.ipynb #b7a351e9
 @dataclass
 class Bench:
     "Ways to do the same work: ours first, then the baseline, then others."
@@ -83,7 +83,7 @@ def measure(bench, rounds=7, seconds=.3):
         if 'flops' in arm: arm['share'] = arm['flops'] / arm['cpu_seconds'] / rate
     return dict(work=bench.work, frames=bench.frames, matrix_rate=rate, arms=found)
 
-# %% ../nbs/47_speed.ipynb #2aa7221f
+# %% ../nbs/47_speed.ipynb #a8770435
 BENCHES = {}
 
 def bench(f):
@@ -117,7 +117,7 @@ def training(model, loss_fn, batch, fused=True, around=torch.enable_grad):
         opt.step()
     return step
 
-# %% ../nbs/47_speed.ipynb #78b89e2f
+# %% ../nbs/47_speed.ipynb #fc763860
 def tokenizer_step(c, B=2, T=8, prepare=lambda m: m, attention='factorised', **kw):
     "A training step of the tokenizer on B windows of T frames."
     torch.manual_seed(0)
@@ -139,7 +139,7 @@ def encode(c):
         for t in range(16): model.encode(frames[:, t:t+1], cache=cache)
     return Bench({'ours': whole, 'a frame at a time': streamed}, 64, '4 windows of 16 frames')
 
-# %% ../nbs/47_speed.ipynb #7eca8ef0
+# %% ../nbs/47_speed.ipynb #c487778c
 def hold_levels(model, B, T, rows):
     "From now on this model trains with the same signal levels, and so many sequences learn large steps."
     draws = (model.levels.draw(B, T, torch.Generator().manual_seed(s)) for s in itertools.count())
@@ -168,7 +168,7 @@ def dynamics_shortcut(c):
     return Bench({'ours': dynamics_step(c, 1), 'all four learn large steps': dynamics_step(c, 4), 'with a clean past': dynamics_step(c, 1, clean_past=True)},
                  64, 'a step on 4 windows of 16 frames, 1 of which learns large steps')
 
-# %% ../nbs/47_speed.ipynb #9763a7b3
+# %% ../nbs/47_speed.ipynb #70de1058
 class Recomputed(Dream):
     "A dream without a cache: every network call goes over the whole past again."
     past = None
@@ -195,7 +195,7 @@ class Recomputed(Dream):
         z = self.sampler(f, self._noise(len(actions), 1, *m.latent_shape), self.K, m.config.k_max).clamp(-1, 1)
         return z, self.observe(z, actions[:, None])
 
-# %% ../nbs/47_speed.ipynb #56dce88a
+# %% ../nbs/47_speed.ipynb #499c9321
 def dreaming(c, B, T, kind=Dream, mode=torch.no_grad, prepare=lambda m: m, **changes):
     "A function that dreams one more frame of B sequences whose context of T frames is full."
     model, w = prepare(world_model(c, context=T, sample_steps=4, k_max=4, **changes).eval()), some_windows(c, B, T if kind is Recomputed else 1)
@@ -214,7 +214,7 @@ def generation(B, T, c):
 
 for _B, _T in itertools.product((1, 4, 16, 64), (16, 64, 192)): BENCHES[f'generation_{_B}x{_T}'] = partial(generation, _B, _T)
 
-# %% ../nbs/47_speed.ipynb #b3a58744
+# %% ../nbs/47_speed.ipynb #ff9447a0
 def made_recordings(c, folder, episodes=16, steps=100):
     "Recordings with their latents in memory maps; speed does not depend on what they show."
     rng, folder = np.random.default_rng(0), Path(folder)
@@ -240,7 +240,7 @@ def phase3(c, contexts=16):
     return Bench({'ours': step, 'no cache': recomputed}, im.contexts * im.horizon,
                  f'{im.contexts} dreams of {im.horizon} steps, {im.value_updates} value and {im.policy_updates} policy updates, K = {c.dynamics.sample_steps}')
 
-# %% ../nbs/47_speed.ipynb #0c367986
+# %% ../nbs/47_speed.ipynb #7c51004e
 @bench
 def loader(c):
     tmp = tempfile.TemporaryDirectory()
@@ -267,7 +267,7 @@ def evaluation(c, worlds=32):
     together, single = Player(all_worlds), [Player(w) for w in alone]
     return Bench({'ours': together.step, 'a world at a time': lambda: [p.step() for p in single]}, worlds, f'a step in each of {worlds} worlds')
 
-# %% ../nbs/47_speed.ipynb #c6d5a613
+# %% ../nbs/47_speed.ipynb #7ebe70a9
 def frame_by_frame(forward=SpaceAttention.forward):
     "Space attention in a call of its own for every frame."
     alone = lambda self, x, groups, keep=None: torch.cat([forward(self, x[:, t:t+1], groups, keep) for t in range(x.shape[1])], 1)
@@ -298,7 +298,7 @@ def warmed(f, calls=16):
         for _ in range(left.pop() if left else 1): f()
     return g
 
-# %% ../nbs/47_speed.ipynb #2a560c96
+# %% ../nbs/47_speed.ipynb #9a7d28b6
 @bench
 def levers_tokenizer(c):
     step = partial(tokenizer_step, c)
@@ -323,7 +323,7 @@ def levers_dream(c):
             'bfloat16': half, 'compiled': warmed(dreaming(c, 4, 64, prepare=compiled))}
     return Bench(arms, 4, 'a frame of 4 sequences after 64 frames, K = 4')
 
-# %% ../nbs/47_speed.ipynb #c989bb77
+# %% ../nbs/47_speed.ipynb #677fa47f
 _BEGIN = '''import json, os, sys, time, torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -367,7 +367,7 @@ def levers_memory(c):
     kept = dict(MALLOC_MMAP_MAX_='0', MALLOC_TRIM_THRESHOLD_='8000000000')
     return Bench({'as it is': Away(Elsewhere(code, env=own | kept), 'step'), 'glibc as it comes': Away(Elsewhere(code, env=own), 'step')}, 16, 'a training step on 2 windows of 8 frames')
 
-# %% ../nbs/47_speed.ipynb #d79234de
+# %% ../nbs/47_speed.ipynb #5ad7a95c
 _PEER = '''
 ops = torch.library.Library('torchvision', 'FRAGMENT')     # a torchvision built for CUDA lacks two operators beside a torch for CPU
 for op in ('nms', 'qnms'): ops.define(f'{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
@@ -392,7 +392,7 @@ arms = dict(tokenizer=train_tok, encode=lambda: tok.tokenize(video), flow=step(f
 EQUAL = Config(name='equal', tokenizer=TokenizerConfig(depth=4, num_latents=16, latent_dim=32, perceptual_weight=0.),
                dynamics=DynamicsConfig(width=128, num_heads=4, num_kv_heads=4, time_every=4, packing=1, k_max=64))
 
-# %% ../nbs/47_speed.ipynb #6a508172
+# %% ../nbs/47_speed.ipynb #53f420f6
 def from_nothing(c, B=4, T=16, kind=Dream):
     "A function that dreams T frames of B sequences from their first one on."
     model, w = world_model(c).eval(), some_windows(c, B, T)
@@ -420,7 +420,7 @@ def peers(python):
         peer_generation=lambda _: Bench({'ours': from_nothing(c), peer: them('cached'), 'ours, no cache': from_nothing(c, kind=Recomputed), f'{peer}, no cache': them('uncached')}, 60,
                                         'dreaming to a length of 16 frames, K = 4'))
 
-# %% ../nbs/47_speed.ipynb #3faf7da4
+# %% ../nbs/47_speed.ipynb #50c1c30a
 def real_time(c, frames=300, context=64, threads=(1, 2), repeats=3):
     "Milliseconds for every frame of a dream, decoding included, on so many threads: the median of the repeats."
     model, tok = world_model(c, context=context, sample_steps=4, k_max=4).eval(), Tokenizer(c.tokenizer).eval()
@@ -445,7 +445,7 @@ def real_time(c, frames=300, context=64, threads=(1, 2), repeats=3):
 
 BENCHES['real_time'] = real_time
 
-# %% ../nbs/47_speed.ipynb #09063e25
+# %% ../nbs/47_speed.ipynb #941d4874
 FORMAT, VERSION = 'dreamer4_nb.bench', 1
 
 def read_results(path, size):
@@ -476,7 +476,7 @@ def run_benches(benches, size, path, rounds=7, seconds=.3):
         write_json(path, dict(format=FORMAT, version=VERSION, size=size, machine=machine(), versions=versions(), benches=found))
         yield name, found[name]
 
-# %% ../nbs/47_speed.ipynb #d00a0562
+# %% ../nbs/47_speed.ipynb #142fe318
 def line(name, b):
     "One benchmark in a line: the first arm's speed, its share of the matrix rate, and how many times faster it is than each other arm."
     if 'arms' not in b: return f'{name}: {b.get("skipped", "done")}'
