@@ -5,7 +5,7 @@ import numpy as np, psutil, pytest, torch
 from dreamer4_nb.config import named
 from dreamer4_nb.batches import Windows
 from dreamer4_nb.training import read_log
-from training_job import learner, quiet, recordings
+from training_job import QUIET, learner, quiet, recordings
 
 bin = Path(sysconfig.get_path('scripts'))
 pytestmark = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason='needs two cores')
@@ -87,7 +87,7 @@ def on_two(out, steps):
     assert p.returncode == 0, error[-3000:]
 
 def on_one(out, steps):
-    job = learner(out, steps, log_every=1); job.loss_fn = quiet
+    job = learner(out, steps, **QUIET); job.loss_fn = quiet
     job.fit(resume=True)
 
 def curve(out): return np.array([r['loss'] for r in read_log(out)])

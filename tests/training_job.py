@@ -21,6 +21,8 @@ def quiet(model, batch, generator):
     y = model(x)
     return dict(pixels=(y - x).square().mean(), edge=(y[..., 1:] - x[..., :-1]).abs().mean())
 
+QUIET = dict(log_every=1, schedule=dict(warmup=10, decay='constant'))     # a rate that does not depend on how many steps are still to come
+
 def learner(out, steps, width=32, **kw):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, width), nn.Tanh(), nn.Linear(width, 16))
@@ -28,7 +30,7 @@ def learner(out, steps, width=32, **kw):
     return Learner(model, loss, Windows(recordings(), 4, 8, workers=1), steps, out, **kw)
 
 if __name__ == '__main__':
-    job = learner(sys.argv[1], int(sys.argv[2]), **(dict(log_every=1) if 'quiet' in sys.argv else {}))
+    job = learner(sys.argv[1], int(sys.argv[2]), **(QUIET if 'quiet' in sys.argv else {}))
     if 'quiet' in sys.argv: job.loss_fn = quiet
     if len(sys.argv) > 3:
         fast = job.loss_fn
