@@ -93,7 +93,7 @@ def minecraft(trunk, changes, seed, worlds, context=8, steps=15):
     dream = (made['dream'][:, context:].flatten(0, 1) / 255, truth.view(worlds, -1, *truth.shape[1:])[:, context:].flatten(0, 1))
     again = [coded_again(held.frames(i)[:1000]) for i in range(len(held))]
     return dict(tokenizer=looks(tok, held, seed=seed), pca=linear, mean_frame=mean, coded_again=[a[0] for a in again], coded_again_bytes=[a[1] for a in again],
-                rollout=ev.compare_rollouts(made, context), dream_ssim=ev._ssim(*dream), stages=run.state['stages'], parameters=sum(p.numel() for p in tok.parameters()))
+                rollout=ev.compare_rollouts(made, context), dream_ssim=ev._ssim(*dream), minutes_of={k: v['minutes'] for k, v in run.state['stages'].items()}, parameters=sum(p.numel() for p in tok.parameters()))
 
 # %% ../nbs/39_unlabelled.ipynb #fbeeb67f
 def part(data, ids): # `MemoryRecordings` of some episodes
