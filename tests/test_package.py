@@ -47,8 +47,8 @@ def test_entry_points(wheel):
     z = zipfile.ZipFile(wheel)
     text = z.read(next(o for o in z.namelist() if o.endswith('entry_points.txt'))).decode()
     scripts = {o.split('=')[0] for o in lines('console_scripts')}
-    assert scripts == {f'dreamer4_{o}' for o in ('record', 'convert', 'train', 'evaluate', 'demo', 'claim', 'experiment', 'check', 'play')}
-    for o in scripts: assert re.search(rf'^{o} = dreamer4_nb\.(run|claim|experiments|check|play):cli_', text, re.M)
+    assert scripts == {f'dreamer4_{o}' for o in ('record', 'convert', 'train', 'evaluate', 'demo', 'claim', 'experiment', 'check', 'bench', 'play')}
+    for o in scripts: assert re.search(rf'^{o} = dreamer4_nb\.(run|claim|experiments|check|bench|play):cli_', text, re.M)
 
 def test_metadata(wheel):
     z = zipfile.ZipFile(wheel)
