@@ -84,7 +84,7 @@ if __name__ == '__main__':
     from dreamer4_nb.recordings import write_json
     from dreamer4_nb.run import machine
     run, to, picture = sys.argv[1:]
-    with tempfile.TemporaryDirectory() as out, voila(run, out) as url, browser(960, 520) as page:
+    with tempfile.TemporaryDirectory() as out, voila(run, out) as url, browser(1040, 520) as page:
         page.goto(url)
         page.locator('.dreamer4-screen img').wait_for()
         time.sleep(2)
