@@ -115,7 +115,7 @@ def clone_data(agent,         # Agent
     while windows > 0:
         b = next(batches)
         T = b['latents'].shape[1]
-        h = agent.features(b['latents'], b['actions'][:, :T], b['action_mask'][:, :T])
+        h = agent.features(b['latents'], b['actions'][:, :T], b['action_mask'][:, :T], b.get('task'))
         use = b['action_mask'][:, 1:T + 1] & (b['relevant'][:, None] if relevant_only else True)
         seen.append(h[use]); done.append(b['actions'][:, 1:T + 1][use])
         windows -= len(h)

@@ -498,7 +498,7 @@ def from_dict(
     "The configuration that `values` describe"
     if not isinstance(values, dict): raise ValueError('configuration: must be a group of settings in braces')
     values = dict(values)
-    version = values.pop('version', None)
+    version = values.pop('version', CONFIG_VERSION)
     if version != CONFIG_VERSION:
         raise ValueError(f'configuration: version {version!r} is not known here; this package reads "version": {CONFIG_VERSION}')
     return merge(laptop(), values)

@@ -165,14 +165,14 @@ def perceptual_distance(name:str,  # 'gradient' (no download) or 'lpips' (needs 
 # %% ../nbs/11_tokenizer.ipynb #32253aa0
 def tokenizer_loss(config:TokenizerConfig):
     "Loss function of equation 5 for the training loop: `loss(model, batch, generator) -> terms`."
-    distance = perceptual_distance(config.perceptual)
+    distance = None if config.perceptual == 'none' or not config.perceptual_weight else perceptual_distance(config.perceptual)
     def loss(model, batch, generator):
         frames = batch['frames'].float() / 255
         mask = draw_mask(frames.shape[:2], model.num_patches, config.max_mask, config.mask_fraction, generator, frames.device)
         out = model(frames, mask, batch.get('single'))
         mse = F.mse_loss(out, frames)
         terms = dict(mse=mse, metrics=dict(psnr=-10 * mse.detach().log10()))
-        if config.perceptual_weight: terms['perceptual'] = distance(out.flatten(0, 1), frames.flatten(0, 1))
+        if distance: terms['perceptual'] = distance(out.flatten(0, 1), frames.flatten(0, 1))
         return terms
     return loss
 

@@ -693,6 +693,6 @@ def _record_one(root, world, name, player, world_seed):
     frames, actions, rewards, terminated, info = play_episode(world, player, world_seed)
     extra = dict(player=player.name, noise=round(player.noise, 3), task=world.task.name, view=world.view, world_seed=world_seed,
         action_space=world.action_space_spec.to_dict(), achievements={k: v for k, v in info['achievements'].items() if v})
-    held = {f'inventory${k}': v for k, v in info['inventories'].items() if k not in ('health', 'food', 'drink', 'energy') and v.any()}
+    held = {f'inventory${k}': v for k, v in info['inventories'].items() if k not in ('health', 'food', 'drink', 'energy') and (v.any() or k == 'wood')}   # wood also where none was held: an empty inventory is one, too
     write_episode(root, world.env_id, name, frames, dict(action=np.array(world.task.actions)[actions]), rewards, observations=held,
         terminated=terminated, success=bool(rewards.sum() > 0), extra=extra)
