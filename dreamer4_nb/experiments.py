@@ -22,6 +22,7 @@ from .advantages import Monitor
 from .batches import LatentStore, Windows
 from .dynamics import Dream
 from .faults import two_tasks
+from .cascade import CASCADE, cascade
 from .forcing import forcing
 from .intrinsic import inventory_potential, potential_shaping, raw_shaping
 from .schedule import SAMPLERS, dream_scores
@@ -326,6 +327,7 @@ EXPERIMENTS = {
         'short target': _PAPER | {'teach': 'short target'}, 'short target, reviewed sampler': _PAPER | {'teach': 'short target', 'sampler': 'reviewed'},
         'ramp on large steps only': _PAPER | {'teach': 'ramp on large steps only'}, 'one level per sequence': _PAPER | {'teach': 'one level per sequence'}, 'one level, clean past': _PAPER | {'teach': 'one level per sequence', 'dynamics.context_signal': 1.},
         'a grid of 4': _PAPER | {'dynamics.k_max': 4}, 'chosen': {}}),
+    'cascade': Experiment(measure=cascade, common={}, arms=CASCADE),     # chapter 48
     'sampling_steps': Experiment(measure=sampling_steps, common={}, arms={f'K = {k}': {'dynamics.sample_steps': k} for k in (1, 2, 4)}),
     'reward_head': Experiment(measure=reward_head, common={}, arms={
         'two-hot': {}, 'focal': {'loss': 'focal'}, 'focal, gamma 1': {'loss': 'focal', 'with': {'gamma': 1.}}, 'focal, gamma 4': {'loss': 'focal', 'with': {'gamma': 4.}},
