@@ -6,7 +6,7 @@
 __all__ = ['SPACES', 'CASCADE', 'FRAMES', 'VelocityDynamics', 'loss_between', 'attend_densely', 'cascade_model', 'dream_speed',
            'cascade']
 
-# %% ../nbs/48_cascade.ipynb #b2a1e4db
+# %% ../nbs/48_cascade.ipynb #9a509e6f
 import time
 from itertools import accumulate
 from operator import or_
@@ -23,7 +23,7 @@ from .tokenizer import psnr
 from .tokenizer_time import train_for
 from .transformer import Transformer
 
-# %% ../nbs/48_cascade.ipynb #2cb3f730
+# %% ../nbs/48_cascade.ipynb #d7d6fa30
 class VelocityDynamics(Dynamics):
     "A world model whose network predicts the velocity; what it returns are the clean latents that this implies."
     def forward(self,
@@ -34,7 +34,7 @@ class VelocityDynamics(Dynamics):
         velocity, h = super().forward(z, signal_index, *args, **kw)
         return None if velocity is None else z + (1 - self.levels.signal(signal_index)[..., None, None]) * velocity, h
 
-# %% ../nbs/48_cascade.ipynb #9796c495
+# %% ../nbs/48_cascade.ipynb #34f856ea
 SPACES = ('velocities', 'clean latents')
 
 def loss_between(
@@ -52,7 +52,7 @@ def loss_between(
         return dict(shortcut=value, metrics=metrics)
     return loss
 
-# %% ../nbs/48_cascade.ipynb #4558540b
+# %% ../nbs/48_cascade.ipynb #4854808b
 def attend_densely(model, everywhere):
     "Dense attention over space and time in all layers of a new `Dynamics`, or only in place of its time layers."
     c, net = model.config, model.net
@@ -62,7 +62,7 @@ def attend_densely(model, everywhere):
     net.kinds = dense.kinds      # where tokens may be dropped: in the last layer
     return model
 
-# %% ../nbs/48_cascade.ipynb #2935a15c
+# %% ../nbs/48_cascade.ipynb #580c419e
 _STEPS = {
     'diffusion forcing': {'dynamics.clean_past': False, 'dynamics.k_max': 64, 'dynamics.ramp_floor': 1., 'dynamics.pure_noise': 0., 'dynamics.bootstrap_fraction': 0., 'dynamics.num_registers': 0,
         'dynamics.packing': 2, 'dynamics.frame_stack': False, 'predicts': 'velocity', 'loss between': 'velocities', 'dense': 'every layer', 'own keys': True, 'length': 16, 'K': (64, 4)},
@@ -79,7 +79,7 @@ _STEPS = {
 }
 CASCADE = dict(zip(_STEPS, accumulate(_STEPS.values(), or_))) | {"the laptop's own": {'K': (4, 1)}}
 
-# %% ../nbs/48_cascade.ipynb #2f9244e2
+# %% ../nbs/48_cascade.ipynb #a76c1001
 def cascade_model(c, changes, codec):
     "The untrained world model of an arm, and its loss."
     c = c.change({k: v for k, v in changes.items() if k.startswith('dynamics.')})
@@ -89,7 +89,7 @@ def cascade_model(c, changes, codec):
     if dense: attend_densely(model, dense == 'every layer')
     return model, dynamics_loss if c.dynamics.clean_past else loss_between(changes['loss between'])
 
-# %% ../nbs/48_cascade.ipynb #059b0d6f
+# %% ../nbs/48_cascade.ipynb #fcdae896
 FRAMES = 64    # in a batch
 
 def dream_speed(model, windows, K, sampler, seconds):
@@ -101,7 +101,7 @@ def dream_speed(model, windows, K, sampler, seconds):
     step()      # the first call also makes what later ones find
     return 1 / spend(step, seconds)[0]
 
-# %% ../nbs/48_cascade.ipynb #e85ed619
+# %% ../nbs/48_cascade.ipynb #1f5e2c63
 def cascade(trunk, changes, seed, worlds, context=8, steps=15, seconds=120):
     "A world model of the cascade, trained for so many processor-seconds: its speed in training, and by K that of its dreams and `dream_scores`. `worlds` is the number of windows."
     run = Run(trunk, progress=False, processes=1)
