@@ -493,6 +493,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/dreamer4_nb', 'doc_host': 
                                     'dreamer4_nb.faults.positive_shares': ('nbs/faults.html#positive_shares', 'dreamer4_nb/faults.py'),
                                     'dreamer4_nb.faults.pressed': ('nbs/faults.html#pressed', 'dreamer4_nb/faults.py'),
                                     'dreamer4_nb.faults.pressed_at': ('nbs/faults.html#pressed_at', 'dreamer4_nb/faults.py'),
+                                    'dreamer4_nb.faults.refit': ('nbs/faults.html#refit', 'dreamer4_nb/faults.py'),
                                     'dreamer4_nb.faults.two_tasks': ('nbs/faults.html#two_tasks', 'dreamer4_nb/faults.py'),
                                     'dreamer4_nb.faults.what_it_does': ('nbs/faults.html#what_it_does', 'dreamer4_nb/faults.py'),
                                     'dreamer4_nb.faults.what_it_expects': ('nbs/faults.html#what_it_expects', 'dreamer4_nb/faults.py')},

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['ASKED', 'positive_shares', 'pressed', 'pressed_at', 'Relabelled', 'both_tasks', 'what_it_does', 'what_it_expects',
-           'two_tasks', 'gradient_factor']
+           'refit', 'two_tasks', 'gradient_factor']
 
 # %% ../nbs/32_faults.ipynb #cdc7d497
 import numpy as np, torch
 from . import evaluation as ev
-from .agent import Actor, Agent, agent_loss, clone_data, clone_policy
+from .agent import Actor, Agent, agent_loss, clone_policy
 from .batches import LatentStore, Windows
 from .dynamics import Dynamics
-from .rewards import diagnose_reward_head
+from .rewards import diagnose_reward_head, fit_reward_head
 from .run import Run
 from .tokenizer_time import train_for
 from .world import MATERIALS, VectorWorlds, make_world
@@ -57,7 +57,9 @@ def both_tasks(data, store, config, batch_size, seed, token=True):
     parts = [Windows(d, batch_size // 2, 16, config.agent.mtp, relevant_within=config.data.relevant_within, latents=store, fields=(), seed=seed) for d in data]
     while True:
         found = [next(p) for p in parts]
-        yield {k: torch.cat([b[k] for b in found]) for k in found[0]} | dict(task=torch.arange(2).repeat_interleave(batch_size // 2) * token)
+        b = {k: torch.cat([b[k] for b in found]) for k in found[0]} | dict(of=torch.arange(2).repeat_interleave(batch_size // 2))
+        order = b['relevant'].long().argsort(stable=True)        # as in one task's batch: uniform windows first
+        yield {k: v[order] for k, v in b.items()} | dict(task=b['of'][order] * token)
 
 def what_it_does(tokenizer, agent, policy, task, seeds, temperature=.5):
     "Presses of *do* per episode by material, in worlds of *collect wood*."
@@ -73,13 +75,28 @@ def what_it_does(tokenizer, agent, policy, task, seeds, temperature=.5):
 @torch.no_grad()
 def what_it_expects(agent, batch, token=True):
     "The reward head on windows of both tasks, and what it says of rewarded steps when it is asked for the other task."
-    T, task, rows = batch['latents'].shape[1], batch['task'], len(batch['task']) // 2
+    T, task = batch['latents'].shape[1], batch['task']
     ask = lambda task: agent.outcome(agent.features(batch['latents'], batch['actions'][:, :T], batch['action_mask'][:, :T], task))[0]
-    said, other, true = (x.split(rows) for x in (ask(task), ask(1 - task if token else task), batch['rewards'][:, :T]))
-    return {name: diagnose_reward_head(s.numpy(), t.numpy()) | dict(asked_for_the_other=o[t > 0].mean().item()) for name, s, o, t in zip(ASKED, said, other, true)}
+    said, other, true = ask(task), ask(1 - task if token else task), batch['rewards'][:, :T]
+    rows = {name: batch['of'] == i for i, name in enumerate(ASKED)}
+    return {name: diagnose_reward_head(said[of].numpy(), true[of].numpy()) | dict(asked_for_the_other=other[of][true[of] > 0].mean().item()) for name, of in rows.items()}
 
 # %% ../nbs/32_faults.ipynb #be6bc1d5
-def two_tasks(trunk, changes, seed, worlds, seconds=200):
+def refit(agent, batches, windows, seed):
+    "Reward head and clone anew on the frozen features of recorded windows; returns the clone."
+    seen, rewards, copied, actions = [], [], [], []
+    for _ in range(max(1, windows // 32)):
+        b = next(batches)
+        T, known = b['latents'].shape[1], b['action_mask']
+        h = agent.features(b['latents'], b['actions'][:, :T], known[:, :T], b['task'])
+        seen.append(h[b['reward_mask'][:, :T]]); rewards.append(b['rewards'][:, :T][b['reward_mask'][:, :T]])
+        use = known[:, 1:T + 1] & b['relevant'][:, None]
+        copied.append(h[use]); actions.append(b['actions'][:, 1:T + 1][use])
+    agent.reward = agent.new_head(agent.config.num_bins, seed)
+    fit_reward_head(agent.reward, agent.two_hot, torch.cat(seen), torch.cat(rewards), seed=seed)
+    return clone_policy(agent, torch.cat(copied), torch.cat(actions), seed=seed).requires_grad_(False)
+
+def two_tasks(trunk, changes, seed, worlds, seconds=120):
     "One agent for two tasks, with a task token or without one; `worlds` is the number of test worlds."
     run, token = Run(trunk, progress=False, processes=1), changes['token']
     c, store, tok = run.config, LatentStore(run.out / 'latents'), run.trained('tokenizer')
@@ -87,15 +104,13 @@ def two_tasks(trunk, changes, seed, worlds, seconds=200):
     done = [[pressed_at(d, i) for i in range(len(d))] for d in run.data()]
     paid = [[Relabelled(d, [np.array([m == material for m in ms], np.float32) for ms in at]) for material in ASKED.values()] for d, at in zip(run.data(), done)]
     torch.manual_seed(seed)
-    dynamics, codec = run.trained('dynamics'), run.data()[0].codec
+    known, codec = run.trained('dynamics').state_dict(), run.data()[0].codec
     agent = Agent(Dynamics(c.dynamics, c.tokenizer.num_latents, c.tokenizer.latent_dim, codec, 2), codec, c.agent)
-    known = dynamics.state_dict()
     agent.dynamics.load_state_dict({k: known[k] if known[k].shape == v.shape else v for k, v in agent.dynamics.state_dict().items()})     # a row more for the second task
     batches = lambda of, n, seed: both_tasks(of, store, c, n, seed, token)
     steps = train_for(agent, agent_loss(), batches(paid[0], 8, seed), seconds, c.agent_training.lr, dict(shortcut=c.agent.video_weight, cont=0.), seed)   # nothing ends here
     agent.eval().requires_grad_(False)
-    windows = c.agent.clone_windows // 2
-    policy = clone_policy(agent, *clone_data(agent, batches(paid[0], 32, seed + 1), windows, relevant_only=True), seed=seed).requires_grad_(False)
+    policy = refit(agent, batches(paid[0], 32, seed + 1), c.agent.clone_windows * 2 // 3, seed)
     held, asked = next(batches(paid[1], 256, seed)), ev.world_seeds('test', worlds)
     return dict(steps=steps, expects=what_it_expects(agent, held, token), does={name: what_it_does(tok, agent, policy, i * token, asked) for i, name in enumerate(ASKED)})
 
