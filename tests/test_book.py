@@ -63,6 +63,8 @@ def test_every_chapter_has_an_exercise_with_a_solution(chapter):
     assert folded == [asked[0] + 1]
     solution = cells[folded[0]]
     assert solution['metadata'] == dict(jupyter=dict(outputs_hidden=True, source_hidden=True))
+    shown = json.loads(build().page(chapter, lambda *a: None))['cells']
+    assert [c['metadata']['tags'] for c in shown if c['cell_type'] == 'code'].count(['hide-cell']) == 1      # folded on the site, too
     code = ''.join(solution['source'])
     assert re.search(r'^[^#]*\b(assert |test_\w+\()', code, re.M) and not re.search(r'^#\| *(hide|slow|notest|eval|export)', code, re.M)
 
