@@ -53,6 +53,21 @@ def test_captions_are_on_figures():
             if re.search(r'^#\| fig-cap:', ''.join(c['source']), re.M) and not any('image/png' in o.get('data', {}) for o in c['outputs'])]
     assert lost == []
 
+@pytest.mark.parametrize('chapter', [p for p in notebooks if p.name != 'index.ipynb'], ids=lambda p: p.stem)
+def test_every_chapter_has_an_exercise_with_a_solution(chapter):
+    "One exercise, and right behind it a cell that is folded, runs with the others, and would fail if the answer were wrong."
+    cells = json.loads(chapter.read_text(encoding='utf-8'))['cells']
+    asked = [i for i, c in enumerate(cells) if c['cell_type'] == 'markdown' and '**Exercise.**' in ''.join(c['source'])]
+    folded = [i for i, c in enumerate(cells) if c['cell_type'] == 'code' and re.search(r'^#\| code-fold: true$', ''.join(c['source']), re.M)]
+    assert len(asked) == 1 and ''.join(cells[asked[0]]['source']).count('**Exercise.**') == 1
+    assert folded == [asked[0] + 1]
+    solution = cells[folded[0]]
+    assert solution['metadata'] == dict(jupyter=dict(outputs_hidden=True, source_hidden=True))
+    shown = json.loads(build().page(chapter, lambda *a: None))['cells']
+    assert [c['metadata']['tags'] for c in shown if c['cell_type'] == 'code'].count(['hide-cell']) == 1      # folded on the site, too
+    code = ''.join(solution['source'])
+    assert re.search(r'^[^#]*\b(assert |test_\w+\()', code, re.M) and not re.search(r'^#\| *(hide|slow|notest|eval|export)', code, re.M)
+
 def test_numbers_become_links():
     b = build()
     assert b.numbered('chapters 31, 32 and 99; `chapter 31`', 'chapter', {'31': 'a', '32': 'b'}.get) == 'chapters [31](a), [32](b) and 99; `chapter 31`'

@@ -68,7 +68,7 @@ def page(path, write):
             elif 'text/markdown' in data: after.append(''.join(data['text/markdown']))
             else: keep.append(o)
         if code and ('hide_input' not in marks or keep):
-            tags = ['remove-input'] if 'hide_input' in marks else []
+            tags = ['remove-input'] if 'hide_input' in marks else ['hide-cell'] if 'code-fold' in marks else []     # the solution of an exercise
             out.append(c | dict(source=code, outputs=keep, metadata=dict(tags=tags)))
         for o in after: md(o)
     if modules().get(path.name): md(f'*The module: [`{modules()[path.name]}`](../api/{modules()[path.name]}.md).*')
