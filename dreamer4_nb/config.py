@@ -7,7 +7,7 @@ __all__ = ['TASKS', 'VIEWS', 'SHAPING', 'PERCEPTUAL', 'ATTENTION', 'REWARD_LOSSE
            'SIZES', 'CONFIG_VERSION', 'refuse', 'Part', 'check_kind', 'at_least', 'above_zero', 'share', 'one_of',
            'divides', 'DataConfig', 'TokenizerConfig', 'check_transformer', 'DynamicsConfig', 'AgentConfig',
            'ImaginationConfig', 'StageConfig', 'EvaluationConfig', 'Config', 'unknown', 'merge', 'smoke', 'laptop',
-           'gpu', 'paper', 'named', 'from_dict', 'load']
+           'glimpse', 'gpu', 'paper', 'named', 'from_dict', 'load']
 
 # %% ../nbs/00_config.ipynb #70c02261
 import difflib, json, math, os
@@ -442,6 +442,16 @@ def laptop()->Config: # minutes on two cores
         imagination=ImaginationConfig(horizon=10, gamma=0.9, beta=0.5, temperature=0.5, contexts=128,
                                       iterations=74, value_warmup=14, value_updates=8, value_ema=0.9, policy_updates=6, lr=1e-4),
         evaluation=EvaluationConfig(validation_worlds=16, test_worlds=16))
+
+# %% ../nbs/00_config.ipynb #51561dc1
+def glimpse()->Config: # a minute on two cores
+    "What `dreamer4_demo --size smoke` runs: the laptop's model, stopped early"
+    return laptop().change({'name': 'smoke', 'minutes': 1., 'data.episodes': 60, 'data.held_out': 0.1,
+        'tokenizer.linear_path': True, 'tokenizer_training.steps': 150, 'tokenizer_training.warmup': 10, 'tokenizer_training.ema': 0.95,
+        'dynamics_training.steps': 60, 'dynamics_training.warmup': 10, 'dynamics_training.ema': 0.9,
+        'agent_training.steps': 30, 'agent_training.batch_size': 4, 'agent_training.warmup': 5, 'agent_training.ema': 0.9,
+        'agent.clone_windows': 200, 'agent.clone_epochs': 2., 'imagination.contexts': 32, 'imagination.iterations': 6, 'imagination.value_warmup': 2,
+        'evaluation.validation_worlds': 2, 'evaluation.test_worlds': 4, 'evaluation.temperatures': (1., 0.5)})
 
 # %% ../nbs/00_config.ipynb #2e0b038e
 def gpu()->Config: # hours on one graphics card
