@@ -218,6 +218,18 @@ def play(self:Player,
     act = lambda t: self.agent.act(self.h, t, self.policies[policy])
     return self.step((act(temperature).sample(self.generator) if temperature else act(1.).mode())[0].cpu().numpy(), policy)
 
+# %% ../nbs/44_play.ipynb #59f59bb7
+@patch
+def follow(self:Player,
+    episode=0, # number of a recording
+    start=8,   # frame of it to begin at
+    steps=12,  # to follow
+):             # recorded frames and dreamed ones, each (steps + 1, C, H, W)
+    "Dream under the actions of a recording."
+    self.reset(episode, start)
+    for a in self.recordings.actions(episode)[start:start + steps]: self.step(a)
+    return self.recordings.frames(episode)[start:start + steps + 1], np.stack([m.frame for m in self.moments])
+
 # %% ../nbs/44_play.ipynb #0af3ae7f
 @patch
 def picture(self:Player,
@@ -492,9 +504,11 @@ def cli_play(
     out:str='played',   # folder for films and recordings
 ):
     "Play inside the world model of a run, in a browser."
-    if pretrained == bool(run): _refuse_argument('RUN', run or '', 'name the folder of a run, or --pretrained for the one that comes with the package, not both')
+    if pretrained and run: _refuse_argument('--pretrained', run, 'name a folder or give --pretrained, not both')
+    if not (pretrained or run): _refuse_argument('RUN', '(none)', 'name the folder of a run, or give --pretrained for the one that comes with the package')
     run = PRETRAINED if pretrained else run
     if not 0 <= port < 65536: _refuse_argument('--port', port, 'must be from 0 to 65535')
+    if not Path(run, 'run.json').exists(): raise RunError(f'{run}: no run here; train one with dreamer4_demo --out {run}, or give --pretrained')
     try: from voila.app import Voila
     except ImportError as e: raise ImportError(f"the page needs Voila ({e}): pip install 'dreamer4_nb[notebooks]'") from None
     _widgets(); Player(run)     # what is missing is said here and not in the page

@@ -601,6 +601,12 @@ def _compared(results): # label, figure here, figure of the run in the package, 
     if results.get('task') == run['task']:
         yield row(f'{unit} per episode, policy from imagination', lambda r: f"{r['returns']['imagination']:.1f}", f"random: {there['returns']['random']:.1f}")
 
+def _laptop_dream(page):
+    from dreamer4_nb.play import Player
+    truth, dream = Player('pretrained').follow()
+    figure = plot_grid({'truth': truth, 'imagined': dream}, ['given', *map(str, range(1, len(truth)))], 1, len(truth))
+    return _row(page.figure('laptop_dream', figure, "a dream of the laptop's run below the truth", 'widest'))
+
 def laptop_section(page)->str:
     "At size smoke: what the laptop's run adds."
     if page.run.get('size') != 'smoke': return ''
@@ -608,7 +614,7 @@ def laptop_section(page)->str:
     return (_p('This was a first look: a minute of training, so pictures are blurred and policies know little. <code>dreamer4_demo</code> without '
                '<code>--size</code> trains the laptop\'s size on two cores. The figures beside these are those of such a run, which comes with the package: '
                '<code>dreamer4_play --pretrained</code> steps through its dreams.')
-            + _table(('', 'this run', 'the laptop\'s', ''), rows, 'plain'))
+            + _table(('', 'this run', 'the laptop\'s', ''), rows, 'numbers') + _p('What that run imagines, below what came:') + attempt(_laptop_dream, page))
 
 def first_look(
     results, # the content of results.json of a run of size smoke
@@ -634,7 +640,7 @@ section>:last-child{margin-bottom:0}
 .tile b{display:block;font-size:22px;color:#1f2933} .tile span,.tile i{display:block}
 .tile i{font-style:normal;margin-top:3px} .met{color:#2c7d55} .missed{color:#b8372f}
 .row{display:grid;gap:16px;margin:0 0 14px;align-items:start} .row.n1{justify-items:center}
-.row.n1 figure{max-width:470px;width:100%} .row.n1 figure.wide{max-width:560px} .row.n2{grid-template-columns:1fr 1fr}
+.row.n1 figure{max-width:470px;width:100%} .row.n1 figure.wide{max-width:560px} .row.n1 figure.widest{max-width:none} .row.n2{grid-template-columns:1fr 1fr}
 .row.n3{grid-template-columns:repeat(3,1fr)} .unbroken{white-space:nowrap} .ladder th,.ladder td{padding-right:5px}
 .ladder th{font-size:11px} .ladder{font-size:13px} .stack{display:grid;gap:14px} figure{margin:0}
 img{display:block;width:100%;height:auto} .pixels{image-rendering:pixelated}

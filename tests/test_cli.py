@@ -105,6 +105,7 @@ def test_configuration_with_a_typo(tmp_path):
     refused(call('train', tmp_path/'run', '--config', tmp_path/'c.json'), 'c.json', "'widht'", "'width'")
     (tmp_path/'c.json').write_text('{"version": 1, "dynamics": {"width": -64}}')
     refused(call('train', tmp_path/'run', '--config', tmp_path/'c.json'), 'c.json', 'width', 'at least 1')
+    refused(call('train', tmp_path/'run', '--config', 'laptop'), '--size laptop')
     assert not (tmp_path/'run').exists()
 
 def test_full_disk(tmp_path):
