@@ -447,9 +447,9 @@ def laptop()->Config: # minutes on two cores
 def glimpse()->Config: # a minute or two on two cores
     "What `dreamer4_demo --size smoke` runs: the laptop's model, stopped early"
     return laptop().change({'name': 'smoke', 'minutes': 1., 'data.episodes': 60, 'data.held_out': 0.1,
-        'tokenizer.linear_path': True, 'tokenizer_training.steps': 120, 'tokenizer_training.warmup': 10, 'tokenizer_training.ema': 0.95,
-        'dynamics_training.steps': 120, 'dynamics_training.length': 8, 'dynamics_training.warmup': 10, 'dynamics_training.ema': 0.9,
-        'agent_training.steps': 40, 'agent_training.length': 8, 'agent_training.batch_size': 4, 'agent_training.warmup': 5, 'agent_training.ema': 0.9,
+        'tokenizer.linear_path': True, 'tokenizer_training.steps': 100, 'tokenizer_training.warmup': 10, 'tokenizer_training.ema': 0.95,
+        'dynamics_training.steps': 60, 'dynamics_training.length': 8, 'dynamics_training.warmup': 10, 'dynamics_training.ema': 0.9,
+        'agent_training.steps': 30, 'agent_training.length': 8, 'agent_training.batch_size': 4, 'agent_training.warmup': 5, 'agent_training.ema': 0.9,
         'agent.clone_windows': 200, 'agent.clone_epochs': 2., 'imagination.contexts': 32, 'imagination.iterations': 4, 'imagination.value_warmup': 1,
         'evaluation.validation_worlds': 2, 'evaluation.test_worlds': 4, 'evaluation.temperatures': (1.,)})
 

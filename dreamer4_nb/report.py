@@ -593,7 +593,7 @@ def _compared(results): # label, figure here, figure of the run in the package, 
     run = read_json(PRETRAINED/'run.json')
     here, there = key_figures(results), run['box']['measured']
     minutes = results['minutes']
-    yield 'minutes before the evaluation', f'{sum(minutes.values()):.1f}', f"{sum(run['stages'][s]['minutes'] for s in minutes):.1f}", ''
+    yield 'minutes from recording to evaluation', f'{sum(minutes.values()):.1f}', f"{sum(run['stages'][s]['minutes'] for s in minutes):.1f}", ''
     row = lambda label, f, floor='': (label, f(here), f(there), floor)
     yield row('held-out frames through the tokenizer, dB', lambda r: f"{r['tokenizer_psnr']:.1f}")
     yield row('15 imagined steps, dB', lambda r: f"{r['dream_psnr']:.1f}", f"repeating the last frame: {there['repeat_last_psnr']:.1f}")
@@ -611,7 +611,7 @@ def laptop_section(page)->str:
     "At size smoke: what the laptop's run adds."
     if page.run.get('size') != 'smoke': return ''
     rows = [(label, f'<b>{here}</b>', there, floor) for label, here, there, floor in _compared(page.results)]
-    return (_p('This was a first look: a minute of training, so pictures are blurred and policies know little. <code>dreamer4_demo</code> without '
+    return (_p('This was a first look. After so little training frames survive the tokenizer, but dreams are a blur that no action moves, and policies know little. <code>dreamer4_demo</code> without '
                '<code>--size</code> trains the laptop\'s size on two cores. The figures beside these are those of such a run, which comes with the package: '
                '<code>dreamer4_play --pretrained</code> steps through its dreams.')
             + _table(('', 'this run', 'the laptop\'s', ''), rows, 'numbers') + _p('What that run imagines, below what came:') + attempt(_laptop_dream, page))
