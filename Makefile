@@ -1,13 +1,14 @@
 # Every target starts from nothing: it makes .venv and installs the exact versions of constraints.txt if that has not been done.
-# Settings, given as NAME=value:  SIZE (of the demo), ARGS (passed on), PYTHON (which interpreter), PIP_ARGS (for pip)
+# Settings, given as NAME=value:  SIZE (of the demo), ARGS (passed on), PYTHON (which interpreter), PIP_ARGS (for pip), RUN (for box)
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-full notebooks book readme export lint clean minerl-env lock
+.PHONY: help install demo test test-full notebooks book readme box export lint clean minerl-env lock
 
 # the first interpreter of a version that the lock is made for
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
   $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 SIZE ?= laptop
+RUN ?= runs/collect_wood_laptop_seed0
 ARGS ?=
 PIP_ARGS ?=
 BIN := .venv/bin
@@ -58,6 +59,10 @@ book: .venv/.book ## the book as a web site in _book/, to be read without a netw
 
 readme: $(STAMP) ## write README.md from index.ipynb
 	@$(BIN)/python tests/readme.py
+
+box: $(STAMP) ## put a finished run, trained by this commit, into the package as `pretrained` (RUN=folder)
+	@rm -rf dreamer4_nb/pretrained
+	@$(BIN)/python -c "from dreamer4_nb.play import box; print(box('$(RUN)', commit='$$(git rev-parse HEAD)'))"
 
 export: $(STAMP) ## write the package from the notebooks, and clean them
 	@$(BIN)/nbdev_export && $(BIN)/nbdev_clean

@@ -7,7 +7,7 @@ __all__ = ['TASKS', 'VIEWS', 'SHAPING', 'PERCEPTUAL', 'ATTENTION', 'REWARD_LOSSE
            'SIZES', 'CONFIG_VERSION', 'refuse', 'Part', 'check_kind', 'at_least', 'above_zero', 'share', 'one_of',
            'divides', 'DataConfig', 'TokenizerConfig', 'check_transformer', 'DynamicsConfig', 'AgentConfig',
            'ImaginationConfig', 'StageConfig', 'EvaluationConfig', 'Config', 'unknown', 'merge', 'smoke', 'laptop',
-           'gpu', 'paper', 'named', 'from_dict', 'load']
+           'glimpse', 'gpu', 'paper', 'named', 'from_dict', 'load']
 
 # %% ../nbs/00_config.ipynb #70c02261
 import difflib, json, math, os
@@ -443,6 +443,16 @@ def laptop()->Config: # minutes on two cores
                                       iterations=74, value_warmup=14, value_updates=8, value_ema=0.9, policy_updates=6, lr=1e-4),
         evaluation=EvaluationConfig(validation_worlds=16, test_worlds=16))
 
+# %% ../nbs/00_config.ipynb #51561dc1
+def glimpse()->Config: # a minute or two on two cores
+    "What `dreamer4_demo --size smoke` runs: the laptop's model, stopped early"
+    return laptop().change({'name': 'smoke', 'minutes': 1., 'data.episodes': 60, 'data.held_out': 0.1,
+        'tokenizer.linear_path': True, 'tokenizer_training.steps': 100, 'tokenizer_training.warmup': 10, 'tokenizer_training.ema': 0.95,
+        'dynamics_training.steps': 60, 'dynamics_training.length': 8, 'dynamics_training.warmup': 10, 'dynamics_training.ema': 0.9,
+        'agent_training.steps': 30, 'agent_training.length': 8, 'agent_training.batch_size': 4, 'agent_training.warmup': 5, 'agent_training.ema': 0.9,
+        'agent.clone_windows': 200, 'agent.clone_epochs': 2., 'imagination.contexts': 32, 'imagination.iterations': 4, 'imagination.value_warmup': 1,
+        'evaluation.validation_worlds': 2, 'evaluation.test_worlds': 4, 'evaluation.temperatures': (1.,)})
+
 # %% ../nbs/00_config.ipynb #2e0b038e
 def gpu()->Config: # hours on one graphics card
     "A larger model of the same world"
@@ -528,7 +538,8 @@ def load(
 )->Config:
     "Read a configuration; every error names the file"
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f'{path}: no such configuration file; `Config.save` writes one')
+    mend = f'for the size of that name give --size {path}' if str(path) in SIZES else '`Config.save` writes one'
+    if not path.is_file(): raise FileNotFoundError(f'{path}: no such configuration file; {mend}')
     try: return from_dict(json.loads(path.read_text(encoding='utf-8')))
     except json.JSONDecodeError as e: raise ValueError(f'{path}: line {e.lineno}: not JSON: {e.msg}') from None
     except ValueError as e: raise ValueError(f'{path}: {e}') from None

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['moves', 'spoken', 'keyboard', 'true_world', 'Moment', 'Player', 'window_before', 'draw_curves', 'draw_strip', 'Panel',
-           'page_notebook', 'cli_play', 'side_by_side']
+           'page_notebook', 'cli_play', 'box', 'side_by_side']
 
 # %% ../nbs/44_play.ipynb #8a391bc3
 import asyncio, io, json, socket, tempfile, time
@@ -14,13 +14,14 @@ from functools import lru_cache
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
-from fastcore.script import call_parse
+from fastcore.script import Param, call_parse, store_true
 from .batches import LatentStore
 from .dynamics import Dream
-from .evaluation import save_film
-from .recordings import Recordings, write_episode, write_json
-from .report import COLORS, INK, MUTED, PALE
-from .run import POLICIES, Run, RunError, _command, _refuse_argument
+from .evaluation import reconstruction_scores, rollout_scores, save_film
+from .recordings import Recordings, signed, write_episode, write_json
+from .report import COLORS, INK, MUTED, PALE, key_figures
+from .run import POLICIES, PRETRAINED, Run, RunError, _command, _refuse_argument, run_folder
+from .training import model_tensors, read_tensors, save_folder, schema_version, write_tensors
 from .transformer import TimeCache
 
 # %% ../nbs/44_play.ipynb #7feb1850
@@ -97,11 +98,11 @@ class Player:
     "Steps of a person, or of an agent, inside a trained world model."
     undo_steps = 500   # so many steps back can be taken
     def __init__(self,
-        run,          # a `Run` with a trained agent, or its folder
+        run,          # a `Run` with a trained agent, its folder, or 'pretrained'
         device='cpu', # where the model runs
         seed=0,       # of its noise and of sampled actions
     ):
-        run = run if isinstance(run, Run) else Run(run, device=device, progress=False)
+        run = run if isinstance(run, Run) else Run(run_folder(run), device=device, progress=False)
         if not run.done('agent'): raise RunError(f'{run.out}/run.json: stages: agent is not done; run dreamer4_train {run.out} first')
         there = lambda name: (run.out/'policies'/f'{name}.safetensors').exists()
         self.run, self.seed, self.tokenizer, self.agent = run, seed, run.trained('tokenizer'), run.trained('agent')
@@ -216,6 +217,18 @@ def play(self:Player,
     if policy not in self.policies: raise ValueError(f'policy: {policy!r} is not in this run; it has {", ".join(self.policies) or "none"}')
     act = lambda t: self.agent.act(self.h, t, self.policies[policy])
     return self.step((act(temperature).sample(self.generator) if temperature else act(1.).mode())[0].cpu().numpy(), policy)
+
+# %% ../nbs/44_play.ipynb #59f59bb7
+@patch
+def follow(self:Player,
+    episode=0, # number of a recording
+    start=8,   # frame of it to begin at
+    steps=12,  # to follow
+):             # recorded frames and dreamed ones, each (steps + 1, C, H, W)
+    "Dream under the actions of a recording."
+    self.reset(episode, start)
+    for a in self.recordings.actions(episode)[start:start + steps]: self.step(a)
+    return self.recordings.frames(episode)[start:start + steps + 1], np.stack([m.frame for m in self.moments])
 
 # %% ../nbs/44_play.ipynb #0af3ae7f
 @patch
@@ -485,12 +498,17 @@ def _free(port):
 @call_parse
 @_command
 def cli_play(
-    run:str,            # folder of a run with a trained agent
+    run:Param('folder of a run with a trained agent', str, opt=False, nargs='?')=None,
+    pretrained:store_true=False, # play in the run that comes with the package instead
     port:int=8866,      # of the page; 0: any that is free
     out:str='played',   # folder for films and recordings
 ):
     "Play inside the world model of a run, in a browser."
+    if pretrained and run: _refuse_argument('--pretrained', run, 'name a folder or give --pretrained, not both')
+    if not (pretrained or run): _refuse_argument('RUN', '(none)', 'name the folder of a run, or give --pretrained for the one that comes with the package')
+    run = PRETRAINED if pretrained else run
     if not 0 <= port < 65536: _refuse_argument('--port', port, 'must be from 0 to 65535')
+    if not Path(run, 'run.json').exists(): raise RunError(f'{run}: no run here; train one with dreamer4_demo --out {run}, or give --pretrained')
     try: from voila.app import Voila
     except ImportError as e: raise ImportError(f"the page needs Voila ({e}): pip install 'dreamer4_nb[notebooks]'") from None
     _widgets(); Player(run)     # what is missing is said here and not in the page
@@ -499,6 +517,59 @@ def cli_play(
         write_json(Path(folder)/'play.ipynb', page_notebook(run, out))
         print(f'open http://localhost:{port} in a browser; Ctrl-C ends it', flush=True)
         Voila.launch_instance([f'{folder}/play.ipynb', '--no-browser', f'--port={port}', '--Voila.log_level=ERROR'])
+
+# %% ../nbs/44_play.ipynb #5e918dab
+def _half(tensors, weights): # name -> tensor; the names that are trained
+    return {k: v.half() if k in weights else v for k, v in tensors.items()}
+
+def _pack_weights(run, to):
+    "Averaged weights, in half precision."
+    for what in ('tokenizer', 'agent'):
+        model = run.trained(what)
+        tensors = _half(model_tensors(model), dict(model.named_parameters()))
+        save_folder(to/what/'checkpoint', {'model.safetensors': tensors}, dict(schema_version=schema_version))
+    (to/'policies').mkdir()
+    for name in (*POLICIES, 'value'):
+        tensors = read_tensors(run.out/'policies'/f'{name}.safetensors')
+        write_tensors(to/'policies'/f'{name}.safetensors', _half(tensors, tensors))
+
+# %% ../nbs/44_play.ipynb #eddb84fa
+def _pack_windows(run, to, count, steps):
+    "The beginnings of the first held-out recordings, those in which something is soon paid before the others."
+    held, latents, packed = run.data()[1], LatentStore(run.out/'latents'), []
+    for i in sorted(range(len(held)), key=lambda i: held.rewards(i)[:steps].sum() == 0)[:count]:
+        folder = to/'converted'/'episodes'/held.names[i]
+        folder.mkdir(parents=True)
+        for name, x in dict(frames=held.frames(i)[:steps + 1], actions=held.actions(i)[:steps], rewards=held.rewards(i)[:steps]).items():
+            np.save(folder/f'{name}.npy', x, allow_pickle=False)
+        packed.append(held.episodes[i] | dict(steps=steps, total_reward=float(held.rewards(i)[:steps].sum()), terminated=False))
+        write_json(folder/'info.json', packed[-1] | dict(metadata=held.info(i)['metadata']))
+        LatentStore.write(to/'latents', held.names[i], latents[held.names[i]][:steps + 1])
+    about = json.loads((run.out/'converted'/'dataset.json').read_text())
+    write_json(to/'converted'/'dataset.json', signed(about | dict(episodes=packed)))
+
+# %% ../nbs/44_play.ipynb #4dfc34d3
+def box(
+    run,           # folder of a finished run
+    to=PRETRAINED, # folder to be written; it must not be there
+    commit='',     # of the code that trained it
+    windows=4,     # recordings to start from
+    steps=24,      # of each
+)->dict:           # what the box says of itself
+    "Pack a finished run into a small folder that can be played in, acted with and measured, but not trained further."
+    run, to = Run(run, progress=False), Path(to)
+    if not run.done('evaluate'): raise RunError(f'{run.out}/run.json: stages: evaluate is not done; run dreamer4_evaluate {run.out} first')
+    if to.exists(): raise RunError(f'{to}: there is something already; remove it first')
+    _pack_weights(run, to); _pack_windows(run, to, windows, steps)
+    about = dict(commit=commit, weights='float16', measured=key_figures(json.loads((run.out/'results.json').read_text())))
+    write_json(to/'run.json', signed(run.state | dict(box=about)))
+    small, held, latents = Run(to, progress=False), run.data()[1], LatentStore(run.out/'latents')
+    tokenizer, dynamics = small.trained('tokenizer'), small.trained('agent').dynamics
+    about['rounded'] = dict(tokenizer_psnr=reconstruction_scores(tokenizer, held, seed=run.seed)['psnr'],
+                            dream_psnr=rollout_scores(tokenizer, dynamics, held, latents, seed=run.seed)['psnr'])
+    write_json(to/'run.json', signed(run.state | dict(box=about)))
+    for file in to.rglob('*.safetensors'): file.chmod(0o644)      # they are written for their owner alone
+    return about
 
 # %% ../nbs/44_play.ipynb #c78bdbe9
 def side_by_side(

@@ -8,7 +8,8 @@ __all__ = ['UNITS', 'INK', 'MUTED', 'PALE', 'COLORS', 'BASES', 'HISTORY', 'RUN_F
            'plot_rollout', 'plot_rollout_psnr', 'plot_advantages', 'plot_advantage_rounds', 'plot_history',
            'plot_imagined_real', 'plot_policies', 'plot_stages', 'plot_film', 'read_json', 'read_arrays', 'Page',
            'attempt', 'at_a_glance', 'policies_section', 'ladder_section', 'films_section', 'imagination_section',
-           'rollouts_section', 'tokenizer_section', 'losses_section', 'stages_section', 'run_section', 'write_report']
+           'rollouts_section', 'tokenizer_section', 'losses_section', 'stages_section', 'run_section', 'key_figures',
+           'laptop_section', 'first_look', 'write_report']
 
 # %% ../nbs/41_report.ipynb #701ad309
 import base64, html, io, json, math, os, re
@@ -576,6 +577,54 @@ def run_section(page)->str:
     config = html.escape(json.dumps(page.run.get('config', {}), indent=1))
     return _table(('', ''), rows, 'plain') + f'<details><summary>configuration</summary><pre>{config}</pre></details>'
 
+# %% ../nbs/41_report.ipynb #b759a7a8
+def key_figures(
+    results, # the content of results.json
+)->dict:     # dB of held-out frames and of dreams, mean returns; what is missing is left out
+    "The few figures by which one run is told from another."
+    roll, worlds = results.get('rollout') or {}, results.get('worlds', {}).get('test')
+    db = dict(tokenizer_psnr=results.get('tokenizer_psnr'), dream_psnr=roll.get('psnr'), repeat_last_psnr=roll.get('repeat_last'), shuffled_psnr=roll.get('shuffled'))
+    returns = {n: float(np.mean(p['returns'])) for n,p in results.get('policies', {}).items() if p.get('returns')}
+    return {k: v for k,v in (db | dict(returns=returns, test_worlds=worlds)).items() if v is not None}
+
+# %% ../nbs/41_report.ipynb #b86f69ac
+def _compared(results): # label, figure here, figure of the run in the package, what one gets for nothing
+    from dreamer4_nb.run import PRETRAINED      # that module imports this one
+    run = read_json(PRETRAINED/'run.json')
+    here, there = key_figures(results), run['box']['measured']
+    minutes = results['minutes']
+    yield 'minutes from recording to evaluation', f'{sum(minutes.values()):.1f}', f"{sum(run['stages'][s]['minutes'] for s in minutes):.1f}", ''
+    row = lambda label, f, floor='': (label, f(here), f(there), floor)
+    yield row('held-out frames through the tokenizer, dB', lambda r: f"{r['tokenizer_psnr']:.1f}")
+    yield row('15 imagined steps, dB', lambda r: f"{r['dream_psnr']:.1f}", f"repeating the last frame: {there['repeat_last_psnr']:.1f}")
+    unit = UNITS.get(run['task'])
+    if results.get('task') == run['task']:
+        yield row(f'{unit} per episode, policy from imagination', lambda r: f"{r['returns']['imagination']:.1f}", f"random: {there['returns']['random']:.1f}")
+
+def _laptop_dream(page):
+    from dreamer4_nb.play import Player
+    truth, dream = Player('pretrained').follow()
+    figure = plot_grid({'truth': truth, 'imagined': dream}, ['given', *map(str, range(1, len(truth)))], 1, len(truth))
+    return _row(page.figure('laptop_dream', figure, "a dream of the laptop's run below the truth", 'widest'))
+
+def laptop_section(page)->str:
+    "At size smoke: what the laptop's run adds."
+    if page.run.get('size') != 'smoke': return ''
+    rows = [(label, f'<b>{here}</b>', there, floor) for label, here, there, floor in _compared(page.results)]
+    return (_p('This was a first look. After so little training frames survive the tokenizer, but dreams are a blur that no action moves, and policies know little. <code>dreamer4_demo</code> without '
+               '<code>--size</code> trains the laptop\'s size on two cores. The figures beside these are those of such a run, which comes with the package: '
+               '<code>dreamer4_play --pretrained</code> steps through its dreams.')
+            + _table(('', 'this run', 'the laptop\'s', ''), rows, 'numbers') + _p('What that run imagines, below what came:') + attempt(_laptop_dream, page))
+
+def first_look(
+    results, # the content of results.json of a run of size smoke
+)->str:      # a few lines
+    "What the laptop's run adds, for a terminal."
+    line = lambda label, here, there, _='': f'  {label:<42}{here:>9}{there:>14}'
+    return '\n'.join(['A first look. dreamer4_demo without --size goes on to the laptop\'s size:', line('', 'this run', 'the laptop\'s'),
+                      *(line(*row) for row in _compared(results)), 'A run of that size comes with the package: dreamer4_play --pretrained steps through its dreams'])
+
+
 # %% ../nbs/41_report.ipynb #f5530301
 STYLE = '''
 :root{color-scheme:light} *{box-sizing:border-box}
@@ -591,7 +640,7 @@ section>:last-child{margin-bottom:0}
 .tile b{display:block;font-size:22px;color:#1f2933} .tile span,.tile i{display:block}
 .tile i{font-style:normal;margin-top:3px} .met{color:#2c7d55} .missed{color:#b8372f}
 .row{display:grid;gap:16px;margin:0 0 14px;align-items:start} .row.n1{justify-items:center}
-.row.n1 figure{max-width:470px;width:100%} .row.n1 figure.wide{max-width:560px} .row.n2{grid-template-columns:1fr 1fr}
+.row.n1 figure{max-width:470px;width:100%} .row.n1 figure.wide{max-width:560px} .row.n1 figure.widest{max-width:none} .row.n2{grid-template-columns:1fr 1fr}
 .row.n3{grid-template-columns:repeat(3,1fr)} .unbroken{white-space:nowrap} .ladder th,.ladder td{padding-right:5px}
 .ladder th{font-size:11px} .ladder{font-size:13px} .stack{display:grid;gap:14px} figure{margin:0}
 img{display:block;width:100%;height:auto} .pixels{image-rendering:pixelated}
@@ -621,7 +670,7 @@ pre{overflow-x:auto;font-size:12px;line-height:1.4;background:#f4f6f8;padding:12
 '''
 
 # %% ../nbs/41_report.ipynb #da3e2d88
-SECTIONS = [('The policies', policies_section), ('The ladder', ladder_section), ('Episodes to watch', films_section),
+SECTIONS = [('What the laptop\'s run adds', laptop_section), ('The policies', policies_section), ('The ladder', ladder_section), ('Episodes to watch', films_section),
             ('Inside imagination', imagination_section), ('Imagined rollouts', rollouts_section),
             ('What the tokenizer keeps', tokenizer_section), ('Loss curves', losses_section),
             ('Where the minutes went', stages_section), ('This run', run_section)]

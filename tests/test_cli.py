@@ -1,12 +1,17 @@
 "The console scripts as a user meets them: processes, exit codes, one line for an error."
-import json, os, signal, subprocess, sysconfig, time
+import json, os, signal, subprocess, sysconfig, tempfile, time
 from pathlib import Path
 import pytest
+from dreamer4_nb.config import named
 from dreamer4_nb.recordings import signed
 from test_recordings import damage, make
 
 bin = Path(sysconfig.get_path('scripts'))
 scripts = ['record', 'convert', 'train', 'evaluate', 'demo', 'claim', 'experiment', 'check', 'bench', 'play']
+
+# a run of seconds; the demo's own `--size smoke` takes a minute, so that there is something to see
+kept = tempfile.TemporaryDirectory()
+tiny = ('--config', str(named('smoke').save(Path(kept.name)/'tiny.json')))
 
 def call(name, *args, **kw):
     env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'}
@@ -27,22 +32,31 @@ def test_help(name):
 def run(tmp_path_factory):
     "A smoke run that was killed twice on its way"
     out = tmp_path_factory.mktemp('cli')/'run'
-    command = [bin/'dreamer4_demo', '--size', 'smoke', '--out', str(out)]
+    command = [bin/'dreamer4_demo', *tiny, '--out', str(out)]
     for seconds in (7, 12):
         p = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         time.sleep(seconds); os.killpg(p.pid, signal.SIGKILL); p.wait()
-    done = call('demo', '--size', 'smoke', '--out', out)
+    done = call('demo', *tiny, '--out', out)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert 'report:' in done.stdout and 'wood' in done.stdout
+    assert 'report:' in done.stdout and 'wood' in done.stdout and 'dreamer4_play --pretrained' in done.stdout
     return out
 
 def test_demo_leaves_what_it_says(run):
     for name in ('run.json', 'results.json', 'report.html'): assert (run/name).stat().st_size > 100
     assert not [p for p in run.rglob('.tmp-*')]
 
+@pytest.mark.slow
+def test_a_first_look_shows_something(tmp_path):
+    "What a newcomer runs: frames that can be recognised, and what more training would add"
+    done = call('demo', '--size', 'smoke', '--out', tmp_path/'run')
+    assert done.returncode == 0, done.stderr[-2000:]
+    results = json.loads((tmp_path/'run'/'results.json').read_text())
+    assert results['tokenizer_psnr'] > 25
+    assert "What the laptop's run adds" in (tmp_path/'run'/'report.html').read_text()
+
 def test_demo_again_changes_nothing(run):
     before = (run/'results.json').read_bytes()
-    assert call('demo', '--size', 'smoke', '--out', run).returncode == 0
+    assert call('demo', *tiny, '--out', run).returncode == 0
     assert (run/'results.json').read_bytes() == before
 
 def test_check_says_what_has_not_been_learned(run, tmp_path):
@@ -53,7 +67,7 @@ def test_check_says_what_has_not_been_learned(run, tmp_path):
     assert status['actions are known'] == 'pass' and status['the tokenizer reconstructs'] == 'fail'
     refused(call('check', tmp_path/'nothing'), 'nothing')
 
-def test_other_configuration_is_refused(run): refused(call('demo', '--size', 'smoke', '--seed', 1, '--out', run), 'run.json', '--out')
+def test_other_configuration_is_refused(run): refused(call('demo', *tiny, '--seed', 1, '--out', run), 'run.json', '--out')
 
 def test_wrong_arguments():
     refused(call('demo', '--size', 'huge'), '--size', 'laptop', code=2)
@@ -91,13 +105,14 @@ def test_configuration_with_a_typo(tmp_path):
     refused(call('train', tmp_path/'run', '--config', tmp_path/'c.json'), 'c.json', "'widht'", "'width'")
     (tmp_path/'c.json').write_text('{"version": 1, "dynamics": {"width": -64}}')
     refused(call('train', tmp_path/'run', '--config', tmp_path/'c.json'), 'c.json', 'width', 'at least 1')
+    refused(call('train', tmp_path/'run', '--config', 'laptop'), '--size laptop')
     assert not (tmp_path/'run').exists()
 
 def test_full_disk(tmp_path):
     disk = tmp_path/'disk'; disk.mkdir()
     if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=300k', 'tmpfs', str(disk)], capture_output=True).returncode: pytest.skip('no tmpfs can be mounted here')
     try:
-        refused(call('demo', '--size', 'smoke', '--out', disk/'run'), 'could not be written')
+        refused(call('demo', *tiny, '--out', disk/'run'), 'could not be written')
         assert not list(disk.rglob('.tmp-*'))
     finally: subprocess.run(['umount', str(disk)])
 
@@ -113,20 +128,20 @@ def damaged(run, tmp_path, name, content):
     return copy
 
 def test_corrupt_run_file(run, tmp_path):
-    refused(call('demo', '--size', 'smoke', '--out', damaged(run, tmp_path, 'run.json', b'{"format": ')), 'run.json')
+    refused(call('demo', *tiny, '--out', damaged(run, tmp_path, 'run.json', b'{"format": ')), 'run.json')
 
 def test_corrupt_policy(run, tmp_path):
-    refused(call('demo', '--size', 'smoke', '--out', damaged(run, tmp_path, 'policies/bc.safetensors', b'\0'*40)), 'bc.safetensors')
+    refused(call('demo', *tiny, '--out', damaged(run, tmp_path, 'policies/bc.safetensors', b'\0'*40)), 'bc.safetensors')
 
 def test_corrupt_checkpoint(run, tmp_path):
     name = 'agent/checkpoint/model.safetensors'
-    refused(call('demo', '--size', 'smoke', '--out', damaged(run, tmp_path, name, b'\0'*40)), name)
+    refused(call('demo', *tiny, '--out', damaged(run, tmp_path, name, b'\0'*40)), name)
 
 def test_checkpoint_of_another_size(run, tmp_path):
     from safetensors.torch import load_file, save
     name = 'policies/bc.safetensors'
     smaller = save({k: v[..., :-1].contiguous() for k, v in load_file(run/name).items()})
-    refused(call('demo', '--size', 'smoke', '--out', damaged(run, tmp_path, name, smaller)), 'bc.safetensors', 'shape')
+    refused(call('demo', *tiny, '--out', damaged(run, tmp_path, name, smaller)), 'bc.safetensors', 'shape')
 
 def test_load_and_act(run):
     import numpy as np

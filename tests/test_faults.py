@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np, psutil, pytest, torch
 pytest.importorskip('av'); pytest.importorskip('crafter')
 import mutations
+from test_cli import tiny
 from dreamer4_nb import run as runs
 from dreamer4_nb.batches import LatentStore
 from dreamer4_nb.config import named
@@ -61,7 +62,7 @@ def test_malicious_files_run_nothing(tmp_path):
 
 # --- kill -9
 
-def demo(out, **kw): return subprocess.Popen([bin/'dreamer4_demo', '--size', 'smoke', '--out', str(out)], text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True, env=env, **kw)
+def demo(out, **kw): return subprocess.Popen([bin/'dreamer4_demo', *tiny, '--out', str(out)], text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True, env=env, **kw)
 
 def stages_of(out):
     try: return json.loads((out/'run.json').read_text())['stages']

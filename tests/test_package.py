@@ -1,5 +1,5 @@
 "The wheel holds what it should, and works in a fresh environment without the optional packages"
-import configparser, os, re, shutil, subprocess, sys, venv, zipfile
+import configparser, os, re, shutil, subprocess, sys, tarfile, venv, zipfile
 from pathlib import Path
 import pytest
 
@@ -16,14 +16,17 @@ def run(*args, **kw):
     return r.stdout
 
 @pytest.fixture(scope='module')
-def wheel(tmp_path_factory):
-    "The wheel, built from a copy of what the sources list, with the tools of the running environment"
+def built(tmp_path_factory):
+    "Where wheel and sdist are, built from a copy of what the sources list, with the tools of the running environment"
     source, out = tmp_path_factory.mktemp('source'), tmp_path_factory.mktemp('wheel')
     for o in ('setup.py', 'settings.ini', 'pyproject.toml', 'MANIFEST.in', 'LICENSE', 'NOTICE', 'README.md'):
         if (root/o).exists(): shutil.copy(root/o, source/o)
     shutil.copytree(root/'dreamer4_nb', source/'dreamer4_nb', ignore=shutil.ignore_patterns('__pycache__'))
-    run(sys.executable, '-m', 'build', '--wheel', '--no-isolation', '--outdir', out, source)
-    return next(out.glob('*.whl'))
+    run(sys.executable, '-m', 'build', '--wheel', '--sdist', '--no-isolation', '--outdir', out, source)
+    return out
+
+@pytest.fixture(scope='module')
+def wheel(built): return next(built.glob('*.whl'))
 
 @pytest.fixture(scope='module')
 def fresh_python(wheel, tmp_path_factory):
@@ -42,6 +45,12 @@ def test_wheel_contents(wheel):
     assert {o.split('/')[0] for o in names if '.dist-info' not in o} == {'dreamer4_nb'}
     assert {f'dreamer4_nb/{o}.py' for o in modules} <= set(names)
     for o in ('LICENSE', 'NOTICE'): assert any(n.endswith(o) for n in names)
+
+def test_the_trained_run_is_inside(built, wheel):
+    "In both, every file of it"
+    sdist = tarfile.open(next(built.glob('*.tar.gz')))
+    there = {p.relative_to(root).as_posix() for p in (root/'dreamer4_nb'/'pretrained').rglob('*') if p.is_file()}
+    assert len(there) > 10 and there <= set(zipfile.ZipFile(wheel).namelist()) and there <= {n.split('/', 1)[-1] for n in sdist.getnames()}
 
 def test_entry_points(wheel):
     z = zipfile.ZipFile(wheel)
