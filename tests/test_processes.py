@@ -120,7 +120,7 @@ def test_slices_of_plain_processes_muon_and_bf16(tmp_path):
     for more in ([], ['muon'], ['bf16']):
         plain, cut = tmp_path/f'plain{more}', tmp_path/f'cut{more}'
         on_two(plain, 10, 'layers', *more); shutil.copytree(plain, cut); on_two(plain, 20, 'layers', *more)
-        on_two(cut, 15, 'layers', *more, **FSDP); on_two(cut, 20, 'layers', *more)
+        on_two(cut, 20, 'layers', *more, **FSDP)
         np.testing.assert_allclose(curve(cut), curve(plain), rtol=1e-3 if more else 1e-4)
 
 def test_a_first_version_of_fsdp_is_refused(tmp_path):
@@ -204,7 +204,7 @@ def test_an_interrupted_launch_goes_on_with_another_number(tmp_path, env):
     p.send_signal(signal.SIGINT)
     said, error = finish(p, 1)
     saved = json.loads((out/'tokenizer'/'checkpoint'/'state.json').read_text())['step']
-    assert saved > 50 and f'interrupted: step {saved} saved' in said and said.count('interrupted') == 1 and 'stopped; run the same command' in error, error[-3000:]
+    assert saved > 50 and f'interrupted: step {saved} saved' in said and said.count('interrupted:') == 1 and 'stopped; run the same command' in error, error[-3000:]
     p = launched(*args, **env); until(p, saved)
     next(c for c in psutil.Process(p.pid).children(recursive=True) if c.environ().get('RANK') == '1').kill()
     finish(p, 1)
