@@ -296,6 +296,7 @@ class StageConfig(Part):
     optimizer:str='adamw' # 'adamw' or 'muon' (matrices by Muon, the rest by AdamW)
     single_image_fraction:float=0. # share of sequences treated as separate images (3.2: 0.3 for the dynamics)
     relevant_fraction:float=0. # share of sequences drawn near a reward of the task (3.3: 0.5 for the agent)
+    checkpoint:bool=False # compute layers once more in the backward pass instead of keeping their activations: less memory, more time; ours
 
 # %% ../nbs/00_config.ipynb #01367277
 @patch(as_prop=True)
@@ -468,7 +469,7 @@ def gpu()->Config: # hours on one graphics card
 # %% ../nbs/00_config.ipynb #67404827
 def paper()->Config: # many accelerators
     "Minecraft at the paper's size (4.1); depth, width and heads are ours, as the paper is silent on them"
-    stage = dict(batch_size=256, length=((64, 3), (256, 1)), warmup=2000)
+    stage = dict(batch_size=256, length=((64, 3), (256, 1)), warmup=2000, checkpoint=True)
     return Config(name='paper', minutes=100_000., data=DataConfig(task='recordings', episodes=30_000, held_out=0.02),
         tokenizer=TokenizerConfig(image_size=(384, 640), patch_size=16, width=1024, depth=16, num_heads=16, num_latents=512,
             latent_dim=16, num_registers=8, perceptual='lpips', soft_cap=50., context=192),

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np, torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
 from fastcore.basics import patch
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
@@ -99,13 +99,21 @@ def _plain(model):
     "The module itself, without the wrapper of `torch.compile`."
     return getattr(model, '_orig_mod', model)
 
+def _is_slice(x): return hasattr(x, 'full_tensor')      # of a tensor that several processes hold together
+
+def _like(x, p):
+    "A whole tensor, sliced as `p` is."
+    if not _is_slice(p): return x
+    from torch.distributed.tensor import distribute_tensor
+    return distribute_tensor(x.to(p.device), p.device_mesh, p.placements)
+
 def model_tensors(
     model, # any module
 )->dict:   # name -> tensor
     "Parameters and buffers, shared ones once."
     out, seen = {}, set()
     for k,v in _plain(model).state_dict().items():
-        key = (v.data_ptr(), v.shape, v.stride()) if v.numel() else k
+        key = (v.data_ptr(), v.shape, v.stride()) if v.numel() and not _is_slice(v) else k
         if key not in seen: out[k] = v.detach()
         seen.add(key)
     return out
@@ -120,13 +128,15 @@ def _optimizer_state(optimizers, model):
     return tensors, scalars
 
 def _restore_optimizers(optimizers, model, tensors, scalars):
-    names = {id(p): n for n,p in _plain(model).named_parameters()}
+    own = dict(_plain(model).named_parameters()); names = {id(p): n for n,p in own.items()}
     for i,opt in enumerate(optimizers):
         now, state = opt.state_dict(), {}
         flat = [names[id(p)] for g in opt.param_groups for p in g['params']]
         for key,v in {**tensors, **scalars}.items():
             j,name,k = key.split('/')
-            if int(j) == i: state.setdefault(flat.index(name), {})[k] = v
+            if int(j) != i: continue
+            at = flat.index(name)
+            state.setdefault(at, {})[k] = _like(v, own[name]) if getattr(v, 'shape', None) == own[name].shape else v
         opt.load_state_dict(dict(state=state, param_groups=now['param_groups']))
 
 # %% ../nbs/05_training.ipynb #4f8da017
@@ -218,7 +228,7 @@ def fill(
     extra = sorted(set(tensors) - set(_plain(model).state_dict()))
     if extra: raise ValueError(f'{path}: tensor {extra[0]!r} is unknown to the model; {mend}')
     with torch.no_grad():
-        for k,v in own.items(): v.copy_(tensors[k])
+        for k,v in own.items(): v.copy_(_like(tensors[k], v))
 
 # %% ../nbs/05_training.ipynb #3824834d
 def load_model(
@@ -297,6 +307,8 @@ class Learner:
         self.device,self.model = self.accelerator.device,model.to(self.accelerator.device)
         self.loss_fn,self.batches,self.steps,self.seed,self.step = loss_fn,batches,steps,seed,0
         self.out = None if out is None else Path(out)
+        self.sharded = self.accelerator.num_processes > 1 and parse_flag_from_env('ACCELERATE_USE_FSDP')
+        if self.accelerator.num_processes > 1: self._join_processes()
         self.optimizers = make_optimizers(model, optimizer, lr, weight_decay)
         for opt in self.optimizers:
             for g in opt.param_groups: g['peak'] = g['lr']
@@ -308,7 +320,6 @@ class Learner:
         self.generator,self.stopped,self.saved = torch.Generator(self.device),None,None
         self.callbacks = sorted([Log(log_every, progress, name), Checkpoint(save_every), *callbacks], key=lambda c: c.order)
         self._autocast = nullcontext if mixed_precision == 'no' else self.accelerator.autocast
-        if self.accelerator.num_processes > 1: self._join_processes()
 
 # %% ../nbs/05_training.ipynb #d74b7a93
 @patch
@@ -323,12 +334,15 @@ def _seed(self:Learner):
     self.generator.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
 
 @patch
+def _loss(self:Learner, loss_fn, *args): return loss_fn(self.model, *args)
+
+@patch
 def train_step(self:Learner):
     "Draw a batch, compute the loss, move the parameters."
     self.source = next(self.batches)
     self.batch = {k: v.to(self.device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k,v in self.source.items()}
     self._seed(); self._event('before_step')
-    with self._autocast(): self.terms = dict(self.loss_fn(self.model, self.batch, self.generator))
+    with self._autocast(): self.terms = dict((self._whole if self.sharded else self._loss)(self.loss_fn, self.batch, self.generator))
     self.metrics = self.terms.pop('metrics', {})
     if self.accelerator.num_processes > 1: self.terms = self._everyones(self.terms)
     self.loss = self.total_loss(self.terms)
@@ -342,7 +356,8 @@ def train_step(self:Learner):
 def _gradients(self:Learner):
     if self.accelerator.num_processes > 1: self._average_gradients()
     if self.accelerator.scaler is not None: self.accelerator.unscale_gradients()
-    return nn.utils.clip_grad_norm_(self.parameters, self.clip or float('inf'))
+    norm = nn.utils.clip_grad_norm_(self.parameters, self.clip or float('inf'))
+    return norm.full_tensor() if self.sharded else norm
 
 @patch
 def _update(self:Learner):
@@ -387,8 +402,8 @@ def _event(self:Learner, moment):
 @contextmanager
 def _finish_step_on_interrupt(learner):
     "Turn the first Ctrl-C into a flag."
-    learner.interrupted, old = False, None
-    def handler(*_): learner.interrupted = True; signal.signal(signal.SIGINT, old)
+    learner.pressed, learner.interrupted, learner._told, old = False, False, False, None
+    def handler(*_): learner.pressed, learner.interrupted = True, learner.accelerator.num_processes == 1; signal.signal(signal.SIGINT, old)
     if threading.current_thread() is threading.main_thread():
         old = signal.getsignal(signal.SIGINT); signal.signal(signal.SIGINT, handler)
     try: yield
@@ -414,7 +429,9 @@ def fit(self:Learner,
                 if self.interrupted: raise KeyboardInterrupt
     except StopTraining as e: self.stopped = str(e)
     except KeyboardInterrupt:
-        if self.out and not self._updating: self.save(); print(f'interrupted: step {self.step} saved in {self.out}; run again to go on')
+        if self.out and not self._updating and (self.interrupted or not self.sharded):     # slices of a step that not all have done make no whole
+            self.save()
+            if self.accelerator.is_main_process: print(f'interrupted: step {self.step} saved in {self.out}; run again to go on')
         raise
     finally: self._close()
     if self.step and self._watched: self._watch(last=True)
@@ -438,10 +455,12 @@ def _close(self:Learner):
 @patch
 def save(self:Learner):
     "Write out/checkpoint."
-    if not self.out or not self.accelerator.is_main_process: return
+    if not self.out or not (self.sharded or self.accelerator.is_main_process): return
     moments, scalars = _optimizer_state(self.optimizers, self.model)
     tensors = {'model.safetensors': model_tensors(self.model), 'optimizer.safetensors': moments}
     if (average := self.average) is not None: tensors['ema.safetensors'] = average.tensors
+    if self.sharded: tensors = {name: self._gathered(group) for name,group in tensors.items()}
+    if not self.accelerator.is_main_process: self.saved = self.step; return
     square, count = self._committed['normalizer'] or ({}, {})
     state = dict(schema_version=schema_version, step=self.step, steps=self.steps, seed=self.seed, stopped=self.stopped,
         sampler=self._committed['sampler'], normalizer={k: [float(v), count[k]] for k,v in square.items()}, optimizer=scalars,
@@ -477,21 +496,56 @@ def _join_processes(self:Learner):
     "Start all processes from the same parameters and share the stream of batches."
     for v in model_tensors(self.model).values(): torch.distributed.broadcast(v, 0)
     self.batches.shard(self.accelerator.process_index, self.accelerator.num_processes)
+    if self.sharded: self._shard()
 
 @patch
 def _everyones(self:Learner, terms):
-    "Terms with their mean over all processes as value, and the gradient that they have in this one."
-    mine = torch.stack([v.detach().float() for v in terms.values()])
+    "Terms with their mean over all processes as value, and the gradient that they have in this one; a Ctrl-C goes along."
+    mine = torch.stack([*(v.detach().float() for v in terms.values()), torch.tensor(float(self.pressed), device=self.device)])
     mean = mine.clone(); torch.distributed.all_reduce(mean); mean /= self.accelerator.num_processes
+    self.interrupted, self._told = bool(self._told), mean[-1]      # that of the step before: a GPU has it by now
     return {k: v + d for (k,v),d in zip(terms.items(), mean - mine)}
 
 @patch
 def _average_gradients(self:Learner):
     for p in self.parameters:
         if p.grad is None: p.grad = torch.zeros_like(p)
+    if self.sharded:                                    # averaged in the backward pass; weights are not needed whole any more
+        for m in self._units: m.reshard()
+        return
     flat = torch._utils._flatten_dense_tensors([p.grad for p in self.parameters])
     torch.distributed.all_reduce(flat); flat /= self.accelerator.num_processes
     for p,g in zip(self.parameters, torch._utils._unflatten_dense_tensors(flat, [p.grad for p in self.parameters])): p.grad.copy_(g)
+
+# %% ../nbs/05_training.ipynb #e2001e77
+class _Whole(nn.Module):
+    "A model whose forward pass is the loss."
+    def __init__(self, model): super().__init__(); self.model = model
+    def forward(self, loss_fn, *args):
+        for p in self.model.parameters():
+            if not p.numel(): p.requires_grad_(False)     # the gathered one: there is no slice of an empty gradient (no registers)
+        return dict(loss_fn(self.model, *args))
+
+@patch
+def _shard(self:Learner):
+    "Keep a slice of each parameter in this process."
+    from torch.distributed.fsdp import fully_shard
+    if (version := os.environ.get('FSDP_VERSION')) != '2': raise ValueError(f'FSDP_VERSION: {version}; set fsdp_version: 2 in the configuration of Accelerate')
+    if self.accelerator.scaler is not None: raise ValueError("mixed_precision: 'fp16' does not go with FSDP here; use 'bf16'")
+    mesh = torch.distributed.init_device_mesh(self.device.type, (self.accelerator.num_processes,))
+    self._whole = _Whole(self.model)
+    self._units = [m for m in self.model.modules() if type(m).__name__ == 'Layer'] + [self._whole]     # a transformer's layers one by one, then the rest
+    for m in self._units: fully_shard(m, mesh=mesh, reshard_after_forward=False)
+    self._whole.set_reshard_after_backward(False)
+
+@patch
+def _gathered(self:Learner, tensors):
+    "Whole tensors for the process that writes them; all have to hand in their slices."
+    out = {}
+    for k,v in tensors.items():
+        v = v.full_tensor() if _is_slice(v) else v
+        if self.accelerator.is_main_process: out[k] = v.cpu()
+    return out
 
 # %% ../nbs/05_training.ipynb #281f0c63
 class EMA(Callback):
@@ -504,7 +558,7 @@ class EMA(Callback):
     def before_fit(self, learner):
         own = self._of(learner.model)
         if self.tensors is None: self.tensors = {n: p.clone() for n,p in own.items()}
-        self._pairs = list(self.tensors.values()), list(own.values())
+        self._pairs = [[x.to_local() if _is_slice(x) else x for x in d.values()] for d in (self.tensors, own)]
 
     def after_step(self, learner):
         self.count += 1
@@ -517,7 +571,7 @@ class EMA(Callback):
         found, own = read_tensors(path), self._of(model)
         if {k: v.shape for k,v in found.items()} != {k: v.shape for k,v in own.items()}:
             raise ValueError(f'{path}: does not fit the model; build it with the configuration of the checkpoint')
-        self.tensors = {k: found[k].to(v.device) for k,v in own.items()}
+        self.tensors = {k: _like(found[k].to(v.device), v) for k,v in own.items()}
 
 # %% ../nbs/05_training.ipynb #e9b08f16
 @patch
@@ -692,6 +746,9 @@ class EarlyStopping(Callback):
         min_delta=0.,# progress that counts, as a share of the best value
         name='held_out', # under which the value is logged
     ): self.measure,self.every,self.patience,self.min_delta,self.name,self.best,self.bad,self.values = measure,every,patience,min_delta,name,None,0,[]
+
+    def before_fit(self, learner):
+        if learner.sharded: raise ValueError('EarlyStopping: its measure needs the whole model, which FSDP has sliced; leave it out')
 
     def after_step(self, learner):
         if learner.step % self.every: return

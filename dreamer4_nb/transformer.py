@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOCAL_GAIN', 'SwiGLU', 'rotary', 'attend', 'Attention', 'SpaceAttention', 'TimeCache', 'TimeAttention', 'window_mask',
-           'DenseAttention', 'layer_kinds', 'Layer', 'Transformer', 'grid_positions']
+           'DenseAttention', 'layer_kinds', 'Layer', 'Transformer', 'checkpointed', 'grid_positions']
 
 # %% ../nbs/10_transformer.ipynb #364c2477
 import math
@@ -299,6 +299,16 @@ def forward(self:Transformer,
         x = recompute(layer, x, use_reentrant=False, **kw) if self.checkpoint and self.training else layer(x, **kw)
     if cache is not None and commit: cache.steps += x.shape[1] if self.kinds.strip('s') else 0
     return self.norm(x[:, :, -finish:])
+
+# %% ../nbs/10_transformer.ipynb #c79327de
+def checkpointed(
+    model,   # any module with transformers inside
+    on=True,
+):           # the model, in training mode
+    "Have every transformer in a model compute its layers once more in the backward pass, instead of keeping what they need."
+    for m in model.modules():
+        if isinstance(m, Transformer): m.checkpoint = on
+    return model.train()
 
 # %% ../nbs/10_transformer.ipynb #345d93a4
 def grid_positions(rows:int, cols:int,  # tokens along height and width

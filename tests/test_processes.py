@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np, psutil, pytest, torch
 from dreamer4_nb.config import named
 from dreamer4_nb.batches import Windows
-from dreamer4_nb.training import read_log
+from dreamer4_nb.run import Run
+from dreamer4_nb.training import read_log, read_tensors
 from training_job import QUIET, learner, quiet, recordings
 
 bin = Path(sysconfig.get_path('scripts'))
@@ -76,18 +77,20 @@ def test_two_processes_update_as_one_does(tmp_path):
 
 # --- training by hand under torchrun: rows of a batch are shared, so the number of processes changes nothing
 
-def torchrun(out, steps, seconds=0):
-    clean = {k: v for k, v in os.environ.items() if k not in ('RANK', 'WORLD_SIZE')} | dict(OMP_NUM_THREADS='1')
-    job = Path(__file__).with_name('training_job.py')
-    return subprocess.Popen([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', job, str(out), str(steps), str(seconds), 'quiet'],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=clean)
+FSDP = dict(ACCELERATE_USE_FSDP='true', FSDP_VERSION='2')     # what accelerate launch sets for its configuration
+clean = {k: v for k, v in os.environ.items() if k not in ('RANK', 'WORLD_SIZE', 'IN_TEST')} | dict(OMP_NUM_THREADS='1')
 
-def on_two(out, steps):
-    p = torchrun(out, steps); error = p.communicate(timeout=600)[1]
+def torchrun(out, steps, seconds=0, *more, **env):
+    job = Path(__file__).with_name('training_job.py')
+    return subprocess.Popen([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', job, str(out), str(steps), str(seconds), 'quiet', *more],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=clean | env)
+
+def on_two(out, steps, *more, **env):
+    p = torchrun(out, steps, 0, *more, **env); error = p.communicate(timeout=600)[1]
     assert p.returncode == 0, error[-3000:]
 
-def on_one(out, steps):
-    job = learner(out, steps, **QUIET); job.loss_fn = quiet
+def on_one(out, steps, **kw):
+    job = learner(out, steps, **QUIET, **kw); job.loss_fn = quiet
     job.fit(resume=True)
 
 def curve(out): return np.array([r['loss'] for r in read_log(out)])
@@ -100,6 +103,29 @@ def test_the_number_of_processes_changes_nothing(tmp_path):
     on_one(forth, 20); on_two(forth, 40)  # one began, two go on
     assert len(curve(one)) == 40
     for other in (two, back, forth): np.testing.assert_allclose(curve(other), curve(one), rtol=1e-4)
+
+def test_sliced_training_is_the_same_training(tmp_path):
+    "FSDP, at first and again in the end, with one process in between"
+    one, cut = tmp_path/'one', tmp_path/'cut'
+    on_one(one, 30, layers=True)
+    on_two(cut, 10, 'layers', **FSDP); on_one(cut, 20, layers=True); on_two(cut, 30, 'layers', **FSDP)
+    assert len(curve(one)) == 30
+    np.testing.assert_allclose(curve(cut), curve(one), rtol=1e-4)
+    for name in ('model', 'ema', 'optimizer'):
+        a, b = (read_tensors(o/'checkpoint'/f'{name}.safetensors') for o in (one, cut))
+        assert {k: v.shape for k, v in a.items()} == {k: v.shape for k, v in b.items()}
+
+@pytest.mark.slow
+def test_slices_of_plain_processes_muon_and_bf16(tmp_path):
+    for more in ([], ['muon'], ['bf16']):
+        plain, cut = tmp_path/f'plain{more}', tmp_path/f'cut{more}'
+        on_two(plain, 10, 'layers', *more); shutil.copytree(plain, cut); on_two(plain, 20, 'layers', *more)
+        on_two(cut, 20, 'layers', *more, **FSDP)
+        np.testing.assert_allclose(curve(cut), curve(plain), rtol=1e-3 if more else 1e-4)
+
+def test_a_first_version_of_fsdp_is_refused(tmp_path):
+    error = torchrun(tmp_path, 5, **FSDP | dict(FSDP_VERSION='1')).communicate(timeout=600)[1]
+    assert 'FSDP_VERSION: 1; set fsdp_version: 2' in error, error[-2000:]
 
 def test_a_killed_worker_leaves_a_checkpoint_for_any_number(tmp_path):
     out, whole = tmp_path/'run', tmp_path/'whole'
@@ -125,3 +151,68 @@ def test_rows_are_shared_without_overlap_or_loss(processes):
         b = next(whole)
         if len(b['start']) % processes: continue      # rounded up, so that all have as many
         for k in b: assert torch.equal(torch.stack([r[k] for r in rows], 1).flatten(0, 1), b[k])
+
+# --- the whole command, started several times over by a launcher
+
+def launched(*args, **env):
+    return subprocess.Popen([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', '--no-python', bin/'dreamer4_train', *map(str, args)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean | env)
+
+def finish(p, code=0):
+    said, error = p.communicate(timeout=300)
+    assert (p.returncode == 0) == (code == 0), error[-3000:]
+    return said, error
+
+STAGES = ['record', 'convert', 'tokenizer', 'encode', 'dynamics', 'agent', 'imagination']
+
+def files(out):
+    "What a run has learned, byte for byte: the clock stands in its logs and states only"
+    return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob('*') if p.suffix in ('.safetensors', '.npy', '.npz', '.mp4')}
+
+def test_the_whole_command_under_torchrun(tmp_path):
+    out = tmp_path/'run'
+    said, _ = finish(launched(out, '--size', 'smoke'))
+    assert said.splitlines() == [f'[{i + 1}/9] {s}' for i, s in enumerate(STAGES)] + [f'{out}: done up to imagination']
+    state = json.loads((out/'run.json').read_text())
+    assert list(state['stages']) == STAGES and state['machine']['processes'] == 2
+    assert not [p for p in out.rglob('*') if p.name.startswith('.') or p.suffix in ('.tmp', '.old')]
+    for s in ('tokenizer', 'dynamics', 'agent'): assert [r['step'] for r in read_log(out/s)] == [4]
+    before, run = files(out), Run(out, named('smoke'), progress=False)
+    assert run.processes == 1 and run.run_all('imagination') and files(out) == before      # one process finds all of it done
+    assert all(run.policy(n, run.trained('agent')) for n in ('bc', 'bc_all', 'imagination'))
+
+@pytest.mark.slow
+def test_a_launcher_and_helpers_learn_the_same(tmp_path):
+    two, helped, cut = (tmp_path/n for n in ('two', 'helped', 'cut'))
+    finish(launched(two, '--size', 'smoke')); finish(launched(cut, '--size', 'smoke', **FSDP))
+    Run(helped, named('smoke'), processes=2, progress=False).run_all('imagination')
+    assert files(two) == files(helped)
+    for s in ('tokenizer', 'dynamics', 'agent'): np.testing.assert_allclose(curve(cut/s), curve(two/s), rtol=1e-4)
+
+@pytest.mark.slow
+@pytest.mark.parametrize('env', [{}, FSDP])
+def test_an_interrupted_launch_goes_on_with_another_number(tmp_path, env):
+    out, config = tmp_path/'run', named('smoke').change({'name': 'long', 'tokenizer_training.steps': 600}).save(tmp_path/'config.json')
+    args = out, '--config', config, '--upto', 'tokenizer', '--unchecked'
+    step = lambda: read_log(out/'tokenizer')[-1]['step'] if (out/'tokenizer'/'log.jsonl').exists() and read_log(out/'tokenizer') else 0
+    def until(p, since):
+        for _ in range(900):
+            time.sleep(.1)
+            assert p.poll() is None, p.communicate()
+            if step() > since: return
+    p = launched(*args, **env); until(p, 50)
+    p.send_signal(signal.SIGINT)
+    said, error = finish(p, 1)
+    saved = json.loads((out/'tokenizer'/'checkpoint'/'state.json').read_text())['step']
+    assert saved > 50 and f'interrupted: step {saved} saved' in said and said.count('interrupted:') == 1 and 'stopped; run the same command' in error, error[-3000:]
+    p = launched(*args, **env); until(p, saved)
+    next(c for c in psutil.Process(p.pid).children(recursive=True) if c.environ().get('RANK') == '1').kill()
+    finish(p, 1)
+    done = subprocess.run([bin/'dreamer4_train', *map(str, args)], capture_output=True, text=True, env=clean, timeout=300)
+    assert done.returncode == 0 and step() == 600, done.stderr[-2000:]
+
+def test_an_error_of_a_launched_command_is_one_line(tmp_path):
+    (tmp_path/'run.json').write_text('{')
+    said, error = finish(launched(tmp_path, '--size', 'smoke'), 1)
+    lines = [l for l in error.splitlines() if 'error: ' in l]
+    assert len(lines) == 1 and 'run.json: not readable' in lines[0], error[-3000:]

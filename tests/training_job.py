@@ -1,9 +1,10 @@
-"A small training run as a process of its own: python training_job.py OUT STEPS [SECONDS_PER_STEP [quiet]]"
+"A small training run as a process of its own: python training_job.py OUT STEPS [SECONDS_PER_STEP [quiet] [layers] [muon] [bf16]]"
 import os, sys, time
 import numpy as np, torch
 from torch import nn
 from dreamer4_nb.batches import MemoryRecordings, Windows
 from dreamer4_nb.training import EMA, Learner
+from dreamer4_nb.transformer import Transformer
 
 def recordings(seed=0, episodes=8, steps=50):
     rng = np.random.default_rng(seed)
@@ -21,20 +22,31 @@ def quiet(model, batch, generator):
     y = model(x)
     return dict(pixels=(y - x).square().mean(), edge=(y[..., 1:] - x[..., :-1]).abs().mean())
 
+class Layers(nn.Module):
+    "A transformer, whose layers FSDP takes one by one, and an empty parameter"
+    def __init__(self):
+        super().__init__()
+        self.inp, self.none, self.net, self.out = nn.Linear(16, 32), nn.Parameter(torch.zeros(0, 32)), Transformer(32, 3, 2, time_every=2), nn.Linear(32, 16)
+    def forward(self, x): return self.out(self.net(torch.cat([self.inp(x)[:, :, None], self.none.expand(*x.shape[:2], 0, 32)], 2))[:, :, 0])
+
 QUIET = dict(log_every=1, schedule=dict(warmup=10, decay='constant'))     # a rate that does not depend on how many steps are still to come
 
-def learner(out, steps, width=32, **kw):
+def learner(out, steps, width=32, layers=False, **kw):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(16, width), nn.Tanh(), nn.Linear(width, 16))
+    model = Layers() if layers else nn.Sequential(nn.Linear(16, width), nn.Tanh(), nn.Linear(width, 16))
     kw = dict(device='cpu', progress=False, save_every=5, log_every=10, schedule=dict(warmup=10, decay='linear'), callbacks=[EMA(.95)]) | kw
     return Learner(model, loss, Windows(recordings(), 4, 8, workers=1), steps, out, **kw)
 
 if __name__ == '__main__':
-    job = learner(sys.argv[1], int(sys.argv[2]), **(QUIET if 'quiet' in sys.argv else {}))
+    job = learner(sys.argv[1], int(sys.argv[2]), layers='layers' in sys.argv, optimizer='muon' if 'muon' in sys.argv else 'adamw',
+                  mixed_precision='bf16' if 'bf16' in sys.argv else 'no', **(QUIET if 'quiet' in sys.argv else {}))
     if 'quiet' in sys.argv: job.loss_fn = quiet
     if len(sys.argv) > 3:
         fast = job.loss_fn
         def slow(*args): time.sleep(float(sys.argv[3])); return fast(*args)
         job.loss_fn = slow
     job.fit(resume=True)
+    if job.sharded:
+        held = [x.to_local().numel() for x in job.parameters + [m for o in job.optimizers for p in o.state.values() for m in p.values() if m.ndim]]
+        assert sum(held) < .6*3*sum(p.numel() for p in job.parameters), 'weights and moments are not sliced'
     if job.accelerator.num_processes > 1: job.accelerator.wait_for_everyone(); os._exit(0)     # gloo's threads may abort an ordinary end
