@@ -102,6 +102,8 @@ def ahead(x,              # per-step values (B, T + more, ...)
 
 # %% ../nbs/20_heads.ipynb #cfbe20e1
 def masked_mean(x, mask):
-    "Mean of `x` where `mask`; zero where there is nothing."
+    "Mean of `x` where `mask`, zero where there is nothing; processes that share a batch divide by what all of them have."
     mask = mask.to(x.dtype)
-    return (x * mask).sum() / mask.sum().clamp(min=1)
+    count, n = mask.sum(), 1
+    if torch.distributed.is_initialized(): torch.distributed.all_reduce(count); n = torch.distributed.get_world_size()
+    return (x * mask).sum() * n / count.clamp(min=1)
