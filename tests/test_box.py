@@ -65,4 +65,3 @@ def test_it_acts(player):
 def test_the_command_wants_one_run(tmp_path):
     refused(call('play'), '--pretrained', code=2)
     refused(call('play', tmp_path, '--pretrained'), 'not both', code=2)
-    refused(call('play', tmp_path/'nothing'), 'no run here', '--pretrained')

@@ -50,7 +50,7 @@ def test_context_and_sampling_steps(run):
 # the command
 
 def test_refusals(tmp_path):
-    refused(call('play', tmp_path/'nothing'), 'no run here')
+    refused(call('play', tmp_path/'nothing'), 'no run here', '--pretrained')
     refused(call('play', tmp_path, '--port', 70000), '--port', code=2)
 
 # the browser
