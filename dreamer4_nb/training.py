@@ -172,7 +172,7 @@ def save_folder(
         for name,group in tensors.items():
             write_tensors(temporary/name, group); _sync(temporary/name)
         (temporary/'state.json').write_text(json.dumps(signed(state), indent=1)); _sync(temporary/'state.json')
-        find_checkpoint(path)
+        if find_checkpoint(path): shutil.rmtree(old, ignore_errors=True)      # left there by a run that was killed while removing it
         if path.exists(): os.replace(path, old)
         os.replace(temporary, path)
     except OSError as e:
