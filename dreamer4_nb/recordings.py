@@ -322,7 +322,7 @@ def find_recordings(
     source = Path(source)
     if source.suffix == '.zip' and source.is_file(): raise RecordingError(f'{source}: still zipped; unzip it and give the folder')
     if not source.is_dir():
-        raise FileNotFoundError(f'{source}: no such folder; give the folder that holds <environment>/v3_*/')
+        raise FileNotFoundError(f'{source}: {"a file" if source.exists() else "no such folder"}; give the folder that holds <environment>/v3_*/, or videos')
     found = {e: sorted(p for p in e.iterdir() if p.is_dir() and _is_episode(p.name)) for e in [source, *source.iterdir()] if e.is_dir()}
     found = {e: folders for e, folders in found.items() if folders}
     if not found and (videos := find_videos(source)): return source.resolve().name, videos
