@@ -415,7 +415,7 @@ def peers(python):
     return dict(
         peer_tokenizer=lambda _: Bench({'ours': tokenizer_step(c, 4, 16), peer: them('tokenizer'), 'ours, compiled': tokenizer_step(c, 4, 16, compiled)}, 64, 'a training step of the tokenizer'),
         peer_encode=lambda _: Bench({'ours': encode, peer: them('encode')}, 64, 'frames to latents'),
-        peer_flow=lambda _: Bench({'ours': step(), peer: them('flow'), 'ours, with a clean past': step(clean_past=True)}, 64, 'a flow step of the dynamics'),
+        peer_flow=lambda _: Bench({'ours': step(), peer: them('flow'), 'ours, with a clean past': step(clean_past=True), 'ours, compiled': step(prepare=compiled)}, 64, 'a flow step of the dynamics'),
         peer_shortcut=lambda _: Bench({'ours': step(1), peer: them('shortcut'), 'ours, all sequences': step(4)}, 64, 'a shortcut step of the dynamics'),
         peer_generation=lambda _: Bench({'ours': from_nothing(c), peer: them('cached'), 'ours, no cache': from_nothing(c, kind=Recomputed), f'{peer}, no cache': them('uncached')}, 60,
                                         'dreaming to a length of 16 frames, K = 4'))
