@@ -168,8 +168,8 @@ def _draw(self:Windows, rng, size, index):
 
 @patch
 def _importance(self:Windows, ids, index):
-    f, rho = self.relevant_fraction, len(index.relevant)/index.total
-    return 1/(1 - f + f*index.is_relevant[ids]/max(rho, 1/index.total))
+    f, q = self.relevant_fraction, len(index.relevant)/index.total
+    return 1/(1 - f + f*index.is_relevant[ids]/max(q, 1/index.total))
 
 # %% ../nbs/04_batches.ipynb #87889991
 @patch

@@ -179,7 +179,7 @@ class DynamicsConfig(Part):
     depth:int=4 # layers; ours (paper silent)
     num_heads:int=6 # query heads; ours (paper silent)
     num_kv_heads:int=2 # key and value heads, shared by groups of query heads (3.4); ours (number silent)
-    time_every:int=2 # one layer in this many attends over time; ours (3.4: 4, which a model of 4 layers can't afford)
+    time_every:int=2 # one layer in this many attends over time; ours (3.4: 4, which a model of 4 layers can hardly afford)
     num_registers:int=2 # register tokens per step (3.2); ours (number silent)
     packing:int=2 # tokenizer latents joined into one token (paper: 512x16 regrouped to 256x32, so 2)
     k_max:int=4 # finest grid: the smallest step size is 1/k_max (4); ours (paper silent)
@@ -439,7 +439,7 @@ def laptop()->Config: # minutes on two cores
         # what counts is the next action and this step's reward; farther ones, and the video loss, only help
         agent=AgentConfig(mtp_decay=0.2, video_weight=0.2, latent_reader=16),
         agent_training=StageConfig(steps=600, batch_size=8, length=16, lr=1.5e-3, decay=0.6, ema=0.99, relevant_fraction=0.5),
-        # a tree is some steps away, so ten steps' foresight are enough; from a decided clone, since one that dithers learns little from its dreams; small steps near it
+        # a tree is some steps away, so ten steps' foresight is enough; from a decided clone, since one that dithers learns little from its dreams; small steps near it
         imagination=ImaginationConfig(horizon=10, gamma=0.9, beta=0.5, temperature=0.5, contexts=128,
                                       iterations=74, value_warmup=14, value_updates=8, value_ema=0.9, policy_updates=6, lr=1e-4),
         evaluation=EvaluationConfig(validation_worlds=16, test_worlds=16))

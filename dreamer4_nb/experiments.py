@@ -306,7 +306,7 @@ _TOKENIZERS = _KINDS | {'linear path': {'tokenizer.linear_path': True}}
 
 _PAPER = {'dynamics.clean_past': False, 'dynamics.k_max': 64, 'dynamics.ramp_floor': .1, 'dynamics.pure_noise': 0., 'dynamics.bootstrap_fraction': .25}
 _KS = [1, 2, 4, 8, 16, 64]
-_HALF = {'imagination.iterations': 44, 'imagination.contexts': 64, 'evaluation.temperatures': [1., .5]}     # half of the claim's dreams
+_QUARTER = {'imagination.iterations': 44, 'imagination.contexts': 64, 'evaluation.temperatures': [1., .5]}     # a quarter of the claim's dreams
 
 EXPERIMENTS = {
     'attention_cost': Experiment(measure=attention_cost, common={}, arms=_KINDS),
@@ -336,17 +336,17 @@ EXPERIMENTS = {
         **{f'{name}{", weighted" if w else ""}': {'draw': draw, 'weighted': w} for name, draw in (('half rewarded', 'half'), ('tenfold', 'tenfold'), ('50/50 mixture', 'mixture')) for w in (False, True)},
         'action hidden': {'see': ['before', 'after']}, 'only the frame after': {'see': ['after']}, 'only the frame before': {'see': ['before']},
         'half without labels': {'odd episodes': 'gone'}, 'half without labels, as zero': {'odd episodes': 'zero'}}),
-    'reward_return': Experiment(measure=reward_return, common=_HALF | {'imagination.intrinsic_weight': 1.}, arms={
+    'reward_return': Experiment(measure=reward_return, common=_QUARTER | {'imagination.intrinsic_weight': 1.}, arms={
         'a tenth rewarded': {'share': .1}, 'a hundredth': {'share': .01}, 'a hundredth, focal': {'share': .01, 'loss': 'focal'}, 'a hundredth, 50/50 mixture': {'share': .01, 'draw': 'mixture'},
         'a thousandth': {'share': .001}, 'a thousandth, half rewarded': {'share': .001, 'draw': 'half'}, 'a thousandth, 50/50 mixture': {'share': .001, 'draw': 'mixture'}}),
-    'tools_phase3': Experiment(measure=tools_phase3, common=_HALF, arms={
+    'tools_phase3': Experiment(measure=tools_phase3, common=_QUARTER, arms={
         'chosen': {}, 'extreme tenths': {'imagination.advantages': 'percentile'}, 'novelty 0.01': {'imagination.intrinsic': 'novelty'},
         'shaped, raw': {'shaping': 'raw', 'imagination.intrinsic_weight': 1.}, 'shaped, potential': {'shaping': 'potential', 'imagination.intrinsic_weight': 1.}}),
     'two_tasks': Experiment(measure=two_tasks, common={}, arms={'task token': {'token': True}, 'no task token': {'token': False}}),     # chapter 32
     'alarms': Experiment(measure=alarms, common={'imagination.iterations': 24, 'imagination.value_warmup': 4, 'imagination.contexts': 64}, arms={
         'healthy': {}, 'reward head of a thousandth': {'paid': (.001, 1.)}, 'nothing is ever paid': {'paid': (.001, .001)}, 'value head that stands still': {'imagination.value_lr': 1e-9},
         'returns of other moments': {'returns': 'of other moments'}, 'no leash': {'imagination.beta': 0., 'imagination.lr': 3e-3}}),
-    'phase3': Experiment(measure=phase3, common=_HALF, arms={
+    'phase3': Experiment(measure=phase3, common=_QUARTER, arms={
         'chosen': {},
         'no value warm-up': {'imagination.value_warmup': 0, 'imagination.iterations': 30},
         'A > 0': {'imagination.advantages': 'greater'}, 'z-scored': {'imagination.advantages': 'zscore'}, 'extreme tenths': {'imagination.advantages': 'percentile'},
