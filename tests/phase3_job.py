@@ -2,6 +2,7 @@
 import json, os, sys
 from pathlib import Path
 import torch
+from accelerate.utils import gather
 from dreamer4_nb.actions import ActionCodec, ActionSpace
 from dreamer4_nb.agent import Agent
 from dreamer4_nb.config import AgentConfig, DynamicsConfig, ImaginationConfig
@@ -21,5 +22,6 @@ for i in range(6):
     mine = Rollout(*(x[rank::n] for x in dreams))
     found = dict(value_loss=phase.update_value(mine)) | phase.update_policy(mine)
 found |= {f'{name}{i}': p.abs().sum().item() for name in ('policy', 'value') for i, p in enumerate(getattr(phase, name).parameters())}
+found['noise'] = gather(torch.rand(1, generator=phase.generator)).tolist()
 if rank == 0: Path(sys.argv[1]).write_text(json.dumps(found))
 if n > 1: torch.distributed.barrier(); os._exit(0)     # gloo's threads may abort an ordinary end
