@@ -439,8 +439,8 @@ def laptop()->Config: # minutes on two cores
         # what counts is the next action and this step's reward; farther ones, and the video loss, only help
         agent=AgentConfig(mtp_decay=0.2, video_weight=0.2, latent_reader=16),
         agent_training=StageConfig(steps=600, batch_size=8, length=16, lr=1.5e-3, decay=0.6, ema=0.99, relevant_fraction=0.5),
-        # a tree is some steps away, so ten steps' foresight is enough; from a decided clone, since one that dithers learns little from its dreams; small steps near it
-        imagination=ImaginationConfig(horizon=10, gamma=0.9, beta=0.5, temperature=0.5, contexts=128,
+        # a tree may be twenty steps away; from a decided clone, since one that dithers learns little from its dreams; small steps near it
+        imagination=ImaginationConfig(horizon=20, gamma=0.9, beta=0.5, temperature=0.35, contexts=64,
                                       iterations=74, value_warmup=14, value_updates=8, value_ema=0.9, policy_updates=6, lr=1e-4),
         evaluation=EvaluationConfig(validation_worlds=16, test_worlds=16))
 
@@ -451,7 +451,7 @@ def glimpse()->Config: # a minute or two on two cores
         'tokenizer.linear_path': True, 'tokenizer_training.steps': 100, 'tokenizer_training.warmup': 10, 'tokenizer_training.ema': 0.95,
         'dynamics_training.steps': 60, 'dynamics_training.length': 8, 'dynamics_training.warmup': 10, 'dynamics_training.ema': 0.9,
         'agent_training.steps': 30, 'agent_training.length': 8, 'agent_training.batch_size': 4, 'agent_training.warmup': 5, 'agent_training.ema': 0.9,
-        'agent.clone_windows': 200, 'agent.clone_epochs': 2., 'imagination.contexts': 32, 'imagination.iterations': 4, 'imagination.value_warmup': 1,
+        'agent.clone_windows': 200, 'agent.clone_epochs': 2., 'imagination.horizon': 10, 'imagination.contexts': 32, 'imagination.iterations': 4, 'imagination.value_warmup': 1,
         'evaluation.validation_worlds': 2, 'evaluation.test_worlds': 4, 'evaluation.temperatures': (1.,)})
 
 # %% ../nbs/00_config.ipynb #2e0b038e
