@@ -623,6 +623,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/dreamer4_nb', 'doc_host': 
                                   'dreamer4_nb.pmpo.everyones': ('nbs/pmpo.html#everyones', 'dreamer4_nb/pmpo.py'),
                                   'dreamer4_nb.pmpo.explained': ('nbs/pmpo.html#explained', 'dreamer4_nb/pmpo.py'),
                                   'dreamer4_nb.pmpo.follow': ('nbs/pmpo.html#follow', 'dreamer4_nb/pmpo.py'),
+                                  'dreamer4_nb.pmpo.marginal_kl': ('nbs/pmpo.html#marginal_kl', 'dreamer4_nb/pmpo.py'),
                                   'dreamer4_nb.pmpo.pmpo_loss': ('nbs/pmpo.html#pmpo_loss', 'dreamer4_nb/pmpo.py'),
                                   'dreamer4_nb.pmpo.sharpened': ('nbs/pmpo.html#sharpened', 'dreamer4_nb/pmpo.py'),
                                   'dreamer4_nb.pmpo.total': ('nbs/pmpo.html#total', 'dreamer4_nb/pmpo.py')},

@@ -249,6 +249,7 @@ class ImaginationConfig(Part):
     lambda_:float=0.95 # weight of the longer return in (10); ours (paper silent)
     alpha:float=0.5 # weight of the good actions, 1 - alpha that of the bad ones (11)
     beta:float=0.3 # weight of KL[policy || frozen prior] (11)
+    marginal_beta:float=0. # weight of the same KL between how often each action is taken over all dreamed steps, which holds off a drift (chapter 23); ours
     advantages:str='sign' # how dreamed steps are split into good and bad ones, compared in chapter 34; 'sign' is the paper's (11)
     intrinsic:str='none' # reward for what the recordings did not teach, added to the task's in dreams: 'none', 'error' or 'novelty' (chapter 38)
     intrinsic_weight:float=0.01 # of that reward, whose mean over the recordings is 1; the review's number (it weighs the bare error)
@@ -269,7 +270,7 @@ class ImaginationConfig(Part):
 # %% ../nbs/00_config.ipynb #194480e0
 @patch
 def check(self:ImaginationConfig):
-    at_least(self, 1, 'horizon', 'contexts', 'context_length', 'iterations', 'value_updates', 'policy_updates', 'replay'); at_least(self, 0, 'value_warmup', 'beta')
+    at_least(self, 1, 'horizon', 'contexts', 'context_length', 'iterations', 'value_updates', 'policy_updates', 'replay'); at_least(self, 0, 'value_warmup', 'beta', 'marginal_beta')
     share(self, 'gamma', 'lambda_', 'alpha', 'value_ema', 'policy_ema'); above_zero(self, 'gamma', 'temperature', 'lr', 'value_lr')
     for n in ('value_ema', 'policy_ema'):
         if getattr(self, n) == 1: refuse(self, n, 'must be less than 1, or the average never moves')
@@ -439,8 +440,8 @@ def laptop()->Config: # minutes on two cores
         # what counts is the next action and this step's reward; farther ones, and the video loss, only help
         agent=AgentConfig(mtp_decay=0.2, video_weight=0.2, latent_reader=16),
         agent_training=StageConfig(steps=600, batch_size=8, length=16, lr=1.5e-3, decay=0.6, ema=0.99, relevant_fraction=0.5),
-        # a tree may be twenty steps away; from a decided clone, since one that dithers learns little from its dreams; small steps near it
-        imagination=ImaginationConfig(horizon=20, gamma=0.9, beta=0.5, temperature=0.35, contexts=64,
+        # a tree is some steps away, so ten steps' foresight is enough; from a decided clone, since one that dithers learns little from its dreams; small steps near it
+        imagination=ImaginationConfig(horizon=10, gamma=0.9, beta=0.5, marginal_beta=2., temperature=0.5, contexts=128,
                                       iterations=74, value_warmup=14, value_updates=8, value_ema=0.9, policy_updates=6, lr=1e-4),
         evaluation=EvaluationConfig(validation_worlds=16, test_worlds=16))
 
@@ -451,7 +452,7 @@ def glimpse()->Config: # a minute or two on two cores
         'tokenizer.linear_path': True, 'tokenizer_training.steps': 100, 'tokenizer_training.warmup': 10, 'tokenizer_training.ema': 0.95,
         'dynamics_training.steps': 60, 'dynamics_training.length': 8, 'dynamics_training.warmup': 10, 'dynamics_training.ema': 0.9,
         'agent_training.steps': 30, 'agent_training.length': 8, 'agent_training.batch_size': 4, 'agent_training.warmup': 5, 'agent_training.ema': 0.9,
-        'agent.clone_windows': 200, 'agent.clone_epochs': 2., 'imagination.horizon': 10, 'imagination.contexts': 32, 'imagination.iterations': 4, 'imagination.value_warmup': 1,
+        'agent.clone_windows': 200, 'agent.clone_epochs': 2., 'imagination.contexts': 32, 'imagination.iterations': 4, 'imagination.value_warmup': 1,
         'evaluation.validation_worlds': 2, 'evaluation.test_worlds': 4, 'evaluation.temperatures': (1.,)})
 
 # %% ../nbs/00_config.ipynb #2e0b038e

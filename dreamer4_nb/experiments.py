@@ -306,7 +306,8 @@ _TOKENIZERS = _KINDS | {'linear path': {'tokenizer.linear_path': True}}
 
 _PAPER = {'dynamics.clean_past': False, 'dynamics.k_max': 64, 'dynamics.ramp_floor': .1, 'dynamics.pure_noise': 0., 'dynamics.bootstrap_fraction': .25}
 _KS = [1, 2, 4, 8, 16, 64]
-_QUARTER = {'imagination.iterations': 44, 'imagination.contexts': 64, 'evaluation.temperatures': [1., .5]}     # a quarter of the claim's dreams
+_FREE = {'imagination.marginal_beta': 0.}
+_QUARTER = _FREE | {'imagination.iterations': 44, 'imagination.contexts': 64, 'evaluation.temperatures': [1., .5]}     # a quarter of the steps that the claim dreams
 
 EXPERIMENTS = {
     'attention_cost': Experiment(measure=attention_cost, common={}, arms=_KINDS),
@@ -343,9 +344,12 @@ EXPERIMENTS = {
         'chosen': {}, 'extreme tenths': {'imagination.advantages': 'percentile'}, 'novelty 0.01': {'imagination.intrinsic': 'novelty'},
         'shaped, raw': {'shaping': 'raw', 'imagination.intrinsic_weight': 1.}, 'shaped, potential': {'shaping': 'potential', 'imagination.intrinsic_weight': 1.}}),
     'two_tasks': Experiment(measure=two_tasks, common={}, arms={'task token': {'token': True}, 'no task token': {'token': False}}),     # chapter 32
-    'alarms': Experiment(measure=alarms, common={'imagination.iterations': 24, 'imagination.value_warmup': 4, 'imagination.contexts': 64}, arms={
+    'alarms': Experiment(measure=alarms, common=_FREE | {'imagination.iterations': 24, 'imagination.value_warmup': 4, 'imagination.contexts': 64}, arms={
         'healthy': {}, 'reward head of a thousandth': {'paid': (.001, 1.)}, 'nothing is ever paid': {'paid': (.001, .001)}, 'value head that stands still': {'imagination.value_lr': 1e-9},
         'returns of other moments': {'returns': 'of other moments'}, 'no leash': {'imagination.beta': 0., 'imagination.lr': 3e-3}}),
+    'drift': Experiment(measure=phase3, common={'evaluation.temperatures': [1., .5]}, arms={    # all of the claim's dreams
+        **{f'marginal_beta = {w:g}': {'imagination.marginal_beta': w} for w in (0., 2.)},
+        'twenty steps, temperature 0.35': _FREE | {'imagination.horizon': 20, 'imagination.contexts': 64, 'imagination.temperature': .35}}),
     'phase3': Experiment(measure=phase3, common=_QUARTER, arms={
         'chosen': {},
         'no value warm-up': {'imagination.value_warmup': 0, 'imagination.iterations': 30},

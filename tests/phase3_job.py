@@ -16,7 +16,7 @@ torch.manual_seed(0)
 rank, n = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
 codec = ActionCodec(ActionSpace.flat(['left', 'right', 'do']))
 agent = Agent(Dynamics(DynamicsConfig(width=32, depth=2, num_heads=4, num_kv_heads=2, time_every=2, context=8), 4, 8, codec), codec, AgentConfig(hidden=32, mtp=1))
-phase, g = Imagination(agent, ImaginationConfig(horizon=6, value_warmup=0), 0), torch.Generator().manual_seed(1)
+phase, g = Imagination(agent, ImaginationConfig(horizon=6, value_warmup=0, marginal_beta=1.), 0), torch.Generator().manual_seed(1)
 for i in range(6):
     dreams = torch.randn(8, 7, 32, generator=g), torch.randint(0, 3, (8, 6, 1), generator=g), torch.randn(8, 6, generator=g), torch.ones(8, 6)
     mine = Rollout(*(x[rank::n] for x in dreams))

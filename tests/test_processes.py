@@ -72,7 +72,7 @@ def test_two_processes_update_as_one_does(tmp_path):
         done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, timeout=180, env=env)
         assert done.returncode == 0, done.stderr[-3000:]
     one, two = (json.loads(p.read_text()) for p in (one, two))
-    assert 0 < one['positive'] < 1 and one['kl'] > 0
+    assert 0 < one['positive'] < 1 and one['kl'] > 0 and one['marginal_kl'] > 0
     one.pop('noise'); assert len(set(two.pop('noise'))) == 2      # each dreams with noise of its own
     assert two == pytest.approx(one, rel=1e-4, abs=1e-6)
 
