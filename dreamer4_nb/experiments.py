@@ -306,7 +306,7 @@ _TOKENIZERS = _KINDS | {'linear path': {'tokenizer.linear_path': True}}
 
 _PAPER = {'dynamics.clean_past': False, 'dynamics.k_max': 64, 'dynamics.ramp_floor': .1, 'dynamics.pure_noise': 0., 'dynamics.bootstrap_fraction': .25}
 _KS = [1, 2, 4, 8, 16, 64]
-_FREE = {'imagination.marginal_beta': 0.}
+_FREE = {'imagination.marginal_beta': 0.}      # no hold on the drift: as the committed results were measured
 _QUARTER = _FREE | {'imagination.iterations': 44, 'imagination.contexts': 64, 'evaluation.temperatures': [1., .5]}     # a quarter of the steps that the claim dreams
 
 EXPERIMENTS = {
