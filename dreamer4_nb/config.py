@@ -505,7 +505,8 @@ def to_dict(self:Config)->dict: # only dictionaries, lists, numbers, strings and
 
 # %% ../nbs/00_config.ipynb #2f5f48db
 def from_dict(
-    values:dict, # as `to_dict` writes it; missing ones keep the laptop's value
+    values:dict, # as `to_dict` writes it
+    base:Config=None, # where values that are not given come from; the laptop's configuration
 )->Config:
     "The configuration that `values` describe"
     if not isinstance(values, dict): raise ValueError('configuration: must be a group of settings in braces')
@@ -513,7 +514,7 @@ def from_dict(
     version = values.pop('version', CONFIG_VERSION)
     if version != CONFIG_VERSION:
         raise ValueError(f'configuration: version {version!r} is not known here; this package reads "version": {CONFIG_VERSION}')
-    return merge(laptop(), values)
+    return merge(laptop() if base is None else base, values)
 
 # %% ../nbs/00_config.ipynb #a4976218
 def _json(x, indent=0):

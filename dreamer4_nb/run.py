@@ -85,7 +85,7 @@ class Run:
             raise RunError(f'{path}: format: {found[0]} version {found[1]}, expected {FORMAT} {VERSION}; {mend}')
         if not intact(self.state): raise RunError(f'{path}: crc32: the file has changed since it was written; copy it again, or {mend}')
         if not isinstance(self.state.get('stages'), dict): raise RunError(f'{path}: stages: missing; {mend}')
-        try: self.config = configs.from_dict(self.state.get('config'))
+        try: self.config = configs.from_dict(self.state.get('config'), configs.Config())    # a field unknown to an older run changes nothing
         except ValueError as e: raise RunError(f'{path}: config: {e}; {mend}') from None
         if config is not None and config != self.config:
             raise RunError(f'{path}: config: holds a run of another configuration (task, size, seed or minutes differ); name another --out')
