@@ -746,6 +746,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/dreamer4_nb', 'doc_host': 
                                     'dreamer4_nb.report._interval': ('nbs/report.html#_interval', 'dreamer4_nb/report.py'),
                                     'dreamer4_nb.report._ladders': ('nbs/report.html#_ladders', 'dreamer4_nb/report.py'),
                                     'dreamer4_nb.report._laptop_dream': ('nbs/report.html#_laptop_dream', 'dreamer4_nb/report.py'),
+                                    'dreamer4_nb.report._least': ('nbs/report.html#_least', 'dreamer4_nb/report.py'),
                                     'dreamer4_nb.report._log_ticks': ('nbs/report.html#_log_ticks', 'dreamer4_nb/report.py'),
                                     'dreamer4_nb.report._number': ('nbs/report.html#_number', 'dreamer4_nb/report.py'),
                                     'dreamer4_nb.report._p': ('nbs/report.html#_p', 'dreamer4_nb/report.py'),

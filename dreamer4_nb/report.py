@@ -55,13 +55,14 @@ def _against_sampled(results):
 
 # %% ../nbs/41_report.ipynb #83f5a857
 def _between(low, high, d): return f' [{low:.{d}f}, {high:.{d}f}]' if low is not None else ' on a single world'
+def _least(low, high, d, n): return f' ({n} worlds show one of {(high - low)/2:.{d}f} or more)' if low is not None else ''
 
 def _against_tempered(results):
     a, b = [_returns(results, n) for n in ('imagination_tempered', 'bc_tempered')]
     if not (a and b) or len(a) != len(b): return '. At best temperatures they were not compared on the same worlds.'
     mean, low, high = paired_difference(a, b).values()
     d = _digits(np.mean(a), np.mean(b))
-    end = '.' if (low or 0) > 0 else ': worse.' if (high or 0) < 0 else ': no clear difference.'
+    end = '.' if (low or 0) > 0 else ': worse.' if (high or 0) < 0 else f': no clear difference{_least(low, high, d, len(a))}.'
     return (f', and at its best temperature {np.mean(a):.{d}f}, which is {mean:+.{d}f}{_between(low, high, d)} '
             f'against the clone at its best temperature{end}')
 

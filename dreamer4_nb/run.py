@@ -419,19 +419,22 @@ def play(self:Run, folder, validation_worlds, test_worlds):
                                     self.out / folder, self.progress)
 
 @patch
-def evaluate(self:Run):
+def evaluate(self:Run,
+    worlds=0, # for the choice of temperatures and for the test, each; 0: what the configuration says
+):            # the content of results.json
     "Play all policies, measure the world model, and write results.json."
     c, agent, tok = self.config, self.trained('agent'), self.trained('tokenizer')
     if c.data.task == 'recordings': raise RunError(f'{self.out}/run.json: config.data.task: recordings have no world to play in; stop at imagination')
     held, store = self.data()[1], LatentStore(self.out / 'latents')
+    played = replace(c.evaluation, validation_worlds=worlds, test_worlds=worlds) if worlds else c.evaluation
     with self.stage('evaluate') as note:
-        ev.check_fresh(Recordings(self.out / 'converted'), c.evaluation)
-        policies = self.play('evaluation', c.evaluation.validation_worlds, c.evaluation.test_worlds)
+        ev.check_fresh(Recordings(self.out / 'converted'), played)
+        policies = self.play('evaluation', played.validation_worlds, played.test_worlds)
         scores = ev.reconstruction_scores(tok, held, seed=self.seed)
         rollout = ev.rollout_scores(tok, agent.dynamics, held, store, seed=self.seed)
-        note['worlds'] = dict(validation=c.evaluation.validation_worlds, test=c.evaluation.test_worlds)
+        note['worlds'] = dict(validation=played.validation_worlds, test=played.test_worlds)
         reward = ev.reward_scores(agent, held, store, seed=self.seed)
-        pair = ev.imagined_and_real(tok, agent, self.policy('imagination', agent), c.data.task, c.data.view, c.evaluation.test_worlds,
+        pair = ev.imagined_and_real(tok, agent, self.policy('imagination', agent), c.data.task, c.data.view, played.test_worlds,
                                     horizon=c.imagination.horizon, seed=self.seed)
         self.pictures(tok, agent, {name: self.policy(name, agent) for name in POLICIES})
     results = dict(seed=self.seed, task=c.data.task, minutes={k: v['minutes'] for k, v in self.state['stages'].items()},
@@ -606,8 +609,9 @@ def cli_demo(
     start, c = time.time(), configure(size, task, seed, minutes, config)
     run = demo(out or f'runs/{c.data.task}_{c.name}_seed{c.data.seed}', size, task, seed, minutes, device, config=config)
     results = json.loads((run.out / 'results.json').read_text())
-    print(f'\n{verdict(results)}')
+    print(f'\n{(said := verdict(results))}')
     if c.name == 'smoke': print(first_look(results))
+    elif 'no clear difference' in said: print(f'more worlds show smaller differences: dreamer4_evaluate {run.out} --worlds 128')
     print(f'report: {run.out / "report.html"} ({timedelta(seconds=round(time.time() - start))} for this call)')
 
 # %% ../nbs/40_whole_run.ipynb #5e7ad815
@@ -681,13 +685,14 @@ def cli_train(
 @_command
 def cli_evaluate(
     out:str,            # folder of a trained run
+    worlds:int=0,       # for the choice of temperatures and for the test, each; 0: what the run's configuration says
     device:str='cpu',   # cpu, cuda or mps
 ):
     "Play all policies of a run in the true world and write results.json and the report."
-    _can_use(device)
+    _at_least(0, worlds=worlds); _can_use(device)
     fast_memory(); join(device)
     run = Run(out, device=device)
     if not run.done('imagination'): raise RunError(f'{out}/run.json: stages: imagination is not done; run dreamer4_train {out} first')
-    run.evaluate(); run.report()
+    run.evaluate(worlds); run.report()
     from dreamer4_nb.report import verdict
     print(verdict(json.loads((run.out / 'results.json').read_text())))
