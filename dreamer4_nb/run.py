@@ -611,7 +611,7 @@ def cli_demo(
     results = json.loads((run.out / 'results.json').read_text())
     print(f'\n{(said := verdict(results))}')
     if c.name == 'smoke': print(first_look(results))
-    elif 'no clear difference' in said: print(f'more worlds show smaller differences: dreamer4_evaluate {run.out} --worlds 128')
+    elif 'no clear difference' in said: print(f'more worlds show smaller differences: dreamer4_evaluate {run.out} --worlds {8 * c.evaluation.test_worlds}')
     print(f'report: {run.out / "report.html"} ({timedelta(seconds=round(time.time() - start))} for this call)')
 
 # %% ../nbs/40_whole_run.ipynb #5e7ad815
