@@ -27,9 +27,9 @@ def pmpo_loss(log_prob,     # ln pi(a|s) of the dreamed actions (...), with grad
              ):             # scalar loss, metrics
     "PMPO (equation 11)."
     good, bad = (m.to(log_prob.dtype) for m in split_advantages(advantage, how, share))
-    n_good, n_bad = total(good.sum()), total(bad.sum())
+    n_good, n_bad, n = total(torch.stack([good.sum(), bad.sum(), good.new_tensor(good.numel())]))
     up, down = (good * log_prob).sum() / n_good.clamp(min=1), (bad * log_prob).sum() / n_bad.clamp(min=1)
-    kl = kl.sum() / total(torch.tensor(float(kl.numel()), device=kl.device))
+    kl = kl.sum() / n
     loss = (1 - alpha) * down - alpha * up + beta * kl
     return loss, dict(positive=n_good / (n_good + n_bad).clamp(min=1), kl=total(kl.detach()))
 
@@ -42,7 +42,8 @@ def marginal_kl(policy,              # ActionDistribution of dreamed steps (...)
     n, kl = total(torch.tensor(float(policy.log_probs[0][..., 0, 0].numel()), device=policy.log_probs[0].device)), 0.
     for p, q in zip(policy.log_probs, prior.log_probs):
         p, q = (lp.exp().flatten(0, -3).sum(0) / n for lp in (p, q))
-        kl = kl + (p * (total(p.detach()).clamp(min=1e-12) / total(q.detach()).clamp(min=1e-12)).log()).sum()
+        all_p, all_q = total(torch.stack([p, q])).clamp(min=1e-12)
+        kl = kl + (p * (all_p / all_q).log()).sum()
     return kl
 
 # %% ../nbs/23_pmpo.ipynb #1f5b6e9c
@@ -122,12 +123,14 @@ def total(x):
     "The sum of a tensor over all processes."
     return reduce(x.detach().clone(), 'sum') if torch.distributed.is_initialized() else x
 
-def descend(loss, module, optimizer):
-    "One step down the gradient of a loss whose parts lie in all processes."
+def descend(loss, module, optimizer, *also):
+    "One step down the gradient of a loss whose parts lie in all processes; returns the sums over them of the loss and of other scalars."
     optimizer.zero_grad(); loss.backward()
-    for p in module.parameters():
-        if p.grad is not None: p.grad = total(p.grad)
+    moved = [p for p in module.parameters() if p.grad is not None]
+    sums = total(torch.cat([t.detach().flatten() for t in (*(p.grad for p in moved), loss, *also)]))      # one message
+    for p in moved: p.grad, sums = sums[:p.numel()].view_as(p), sums[p.numel():]
     optimizer.step()
+    return sums.tolist()
 
 @patch
 def update_value(self:Imagination, roll:Rollout):
@@ -135,9 +138,9 @@ def update_value(self:Imagination, roll:Rollout):
     target, _ = self.returns(roll)
     wrong = self.agent.two_hot.loss(self.value(roll.features[:, :-1], 0), target)
     loss = wrong.sum() / total(torch.tensor(float(wrong.numel()), device=wrong.device))
-    descend(loss, self.value, self.value_opt)
+    loss, = descend(loss, self.value, self.value_opt)
     follow(self.slow, self.value, self.config.value_ema)
-    return total(loss.detach()).item()
+    return loss
 
 @patch
 def update_policy(self:Imagination, roll:Rollout):
@@ -147,11 +150,10 @@ def update_policy(self:Imagination, roll:Rollout):
     pi, prior = self.agent.act(h, policy=self.policy), self.agent.act(h, policy=self.prior)
     loss, metrics = pmpo_loss(pi.log_prob(roll.actions), R - v, pi.kl(prior), c.alpha, c.beta, c.advantages, c.advantage_share, total)
     drift = marginal_kl(pi, prior, total)
-    loss = loss + c.marginal_beta * drift
-    descend(loss, self.policy, self.policy_opt)
+    entropy = pi.entropy()
+    loss, drift, entropy, n = descend(loss + c.marginal_beta * drift, self.policy, self.policy_opt, drift, entropy.sum(), entropy.new_tensor(entropy.numel()))
     follow(self.average, self.policy, c.policy_ema)
-    mean = lambda x: total(x.detach().sum()).item() / total(torch.tensor(float(x.numel()), device=x.device)).item()
-    return dict(policy_loss=total(loss.detach()).item(), entropy=mean(pi.entropy()), marginal_kl=total(drift.detach()).item(), **{k: v.item() for k, v in metrics.items()})
+    return dict(policy_loss=loss, entropy=entropy / n, marginal_kl=drift, **{k: v.item() for k, v in metrics.items()})
 
 # %% ../nbs/23_pmpo.ipynb #f60864e7
 def explained(
