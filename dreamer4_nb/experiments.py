@@ -46,6 +46,7 @@ class Experiment:
     arms: dict       # name of the arm -> changed settings by dotted name
     measure: object  # function(trunk, changes, seed, worlds) -> dict, at the top level of a module
     common: dict     # settings that all arms change
+    after: str='agent' # stage up to which the trunks have to be trained
 
 # %% ../nbs/30_experiments.ipynb #e20e7210
 FORMAT, VERSION = 'dreamer4_nb.experiment', 1
@@ -106,7 +107,8 @@ def run_experiment(name,                   # a name in `EXPERIMENTS`
     there = {(c['arm'], c['seed']) for c in cells}
     todo = [(arm, seed) for seed in seeds for arm in EXPERIMENTS[name].arms if (arm, seed) not in there]
     for seed in sorted({s for _, s in todo}):
-        if not Run(trunk(seed), progress=False).done('agent'): raise RunError(f'{trunk(seed)}/run.json: stages: agent is not done; run dreamer4_claim first')
+        if not Run(trunk(seed), progress=False).done(stage := EXPERIMENTS[name].after):
+            raise RunError(f'{trunk(seed)}/run.json: stages: {stage} is not done; run dreamer4_claim first, or dreamer4_train up to there')
     note = dict(format=FORMAT, version=VERSION, experiment=name, task=task, worlds=worlds, machine=machine() | dict(threads=1), versions=versions())
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:     # threads that wait for processes
         jobs = [pool.submit(in_own_process, name, arm, seed, trunk(seed), worlds) for arm, seed in todo]
@@ -323,12 +325,12 @@ EXPERIMENTS = {
     'present': Experiment(measure=present, common={}, arms={'its own context': {'context': 'own'}, "another window's": {'context': 'another'}, 'none': {'context': 'none'}}),
     'sampler': Experiment(measure=sampler, common={}, arms={f'{name}, K = {k}': {'sampler': name, 'dynamics.sample_steps': k}
         for name, k in (('paper', 1), ('paper', 4), ('reviewed', 2), ('reviewed', 4), ('option_a', 4), ('last_prediction', 4))}),
-    'forcing': Experiment(measure=forcing, common={}, arms={        # chapter 37
+    'forcing': Experiment(measure=forcing, common={}, after='encode', arms={        # chapter 37
         'paper': _PAPER | {'K': _KS, 'context levels': [.1, .5, .75, .9, 1.]}, 'no bootstrap': _PAPER | {'dynamics.bootstrap_fraction': 0., 'K': _KS, 'sampler': 'smallest_steps'},
         'short target': _PAPER | {'teach': 'short target'}, 'short target, reviewed sampler': _PAPER | {'teach': 'short target', 'sampler': 'reviewed'},
         'ramp on large steps only': _PAPER | {'teach': 'ramp on large steps only'}, 'one level per sequence': _PAPER | {'teach': 'one level per sequence'}, 'one level, clean past': _PAPER | {'teach': 'one level per sequence', 'dynamics.context_signal': 1.},
         'a grid of 4': _PAPER | {'dynamics.k_max': 4}, 'chosen': {}}),
-    'cascade': Experiment(measure=cascade, common={}, arms=CASCADE),     # chapter 48
+    'cascade': Experiment(measure=cascade, common={}, after='encode', arms=CASCADE),     # chapter 48
     'sampling_steps': Experiment(measure=sampling_steps, common={}, arms={f'K = {k}': {'dynamics.sample_steps': k} for k in (1, 2, 4)}),
     'reward_head': Experiment(measure=reward_head, common={}, arms={
         'two-hot': {}, 'focal': {'loss': 'focal'}, 'focal, gamma 1': {'loss': 'focal', 'with': {'gamma': 1.}}, 'focal, gamma 4': {'loss': 'focal', 'with': {'gamma': 4.}},
