@@ -78,6 +78,34 @@ for o in {modules}: importlib.import_module('dreamer4_nb.' + o)
 '''
     run(fresh_python, '-c', code, cwd=tmp_path, env={**os.environ, 'PYTHONWARNINGS': 'ignore'})
 
+def interpreter(version):
+    "Python of that version, if this machine has one that is not merely a name on the path"
+    found = shutil.which(f'python{version}')
+    return found if found and subprocess.run([found, '-c', 'import venv'], capture_output=True).returncode == 0 else None
+
+def on_python(version, folder):
+    "A new environment of that version, without pip"
+    found = interpreter(version) or pytest.skip(f'no python{version} here')
+    run(found, '-m', 'venv', '--without-pip', folder)
+    return folder/'bin'/'python'
+
+others = pytest.mark.parametrize('version', [o for o in ('3.10', '3.11', '3.12', '3.13') if o != '{}.{}'.format(*sys.version_info)])
+
+@others
+def test_other_pythons_take_the_wheel(wheel, version, tmp_path):
+    "By its metadata and its syntax"
+    python = on_python(version, tmp_path)
+    run(sys.executable, '-m', 'pip', '--python', python, 'install', '-q', '--no-deps', '--no-index', '--no-compile', wheel)
+    run(python, '-m', 'compileall', '-q', next(tmp_path.glob('lib*/python*/site-packages/dreamer4_nb')))
+
+@others
+@pytest.mark.slow # with their own torch, which is gigabytes where the index has no small one
+def test_other_pythons_run_the_wheel(wheel, version, tmp_path):
+    python = on_python(version, tmp_path/'venv')
+    run(sys.executable, '-m', 'pip', '--python', python, 'install', '-q', f'{wheel}[demo]')
+    run(python.parent/'dreamer4_demo', '--size', 'smoke', '--out', tmp_path/'run', cwd=tmp_path)
+    assert (tmp_path/'run'/'report.html').exists()
+
 def test_version():
     init = (root/'dreamer4_nb/__init__.py').read_text()
     assert f'"{settings["version"]}"' in init
