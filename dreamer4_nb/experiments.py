@@ -147,17 +147,22 @@ def phase3(trunk, changes, seed, worlds):
     return dream_and_play(run, c, seed, worlds, run.intrinsic(c.imagination), dreamed=paid)
 
 # %% ../nbs/30_experiments.ipynb #35d8c1ab
-def returns_table(cells, arms=None, base='chosen'):
+def returns_table(
+    cells,         # of `read_cells`
+    arms=None,     # rows; default: all
+    base='chosen', # the arm that the others are compared with
+    digits=1,      # of a return
+):
     "True returns of phase 3 by arm as a Markdown table, with 95% intervals of the difference from one arm."
     arms = arms or list(dict.fromkeys(c['arm'] for c in cells))
     of = lambda arm, policy: np.array([c['policies'][policy]['returns'] for c in cells if c['arm'] == arm])
     def against(arm, policy):
         d = ev.two_level_bootstrap(of(arm, policy), of(base, policy))
-        return f"{d['mean']:+.1f} [{d['low']:.1f}, {d['high']:.1f}]"
+        return f"{d['mean']:+.{digits}f} [{d['low']:.{digits}f}, {d['high']:.{digits}f}]"
     def row(name, arm, policy, difference=True):
         last = [c['history'][-1] for c in cells if c['arm'] == arm]
         kl = ', '.join(f"{h['kl']:.2f}" for h in last) if difference else ''
-        return f'| {name} | ' + ' | '.join(f'{of(arm, p).mean():.1f} | {against(arm, p) if difference and arm != base else ""}' for p in (policy, f'{policy}_tempered')) + f' | {kl} |'
+        return f'| {name} | ' + ' | '.join(f'{of(arm, p).mean():.{digits}f} | {against(arm, p) if difference and arm != base else ""}' for p in (policy, f'{policy}_tempered')) + f' | {kl} |'
     head = f'| arm | sampled | against {base} | best temperature | against {base} | nats from the clone, by seed |'
     return '\n'.join([head, '|---' * 6 + '|', row('the clone itself', base, 'bc', False), *(row(a, a, 'imagination') for a in arms)])
 
