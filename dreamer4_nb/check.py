@@ -91,7 +91,7 @@ def action_fit(recordings, use, shifts=(-1, 0, 1), seed=0):
 
 # %% ../nbs/36_check.ipynb #00eb562d
 def check_alignment(recordings, episodes=60, shifts=(-1, 0, 1)):
-    "Do actions and rewards belong to the frames that they are stored with? (field notes: off by one in three projects)"
+    "Do actions and rewards belong to the frames that they are stored with? (Off by one is the most frequent fault.)"
     codec, use = recordings.codec, [i for i in range(len(recordings)) if recordings.actions(i) is not None and recordings.steps[i] > 4][:episodes]
     told, mend = 'predicted best at shift 0', 'shift the column when converting; the convention stands in chapter 02'
     if not use or codec is None: yield Check('actions fit the frames', 'skip', 'no labelled episode', told, mend); return

@@ -309,7 +309,6 @@ def tools_phase3(trunk, changes, seed, worlds):
 
 # %% ../nbs/30_experiments.ipynb #920062b5
 _KINDS = {'each frame alone': {'tokenizer.context': 1}, 'dense': {'tokenizer.attention': 'dense'}, 'factorised': {}}   # chapter 35
-_TOKENIZERS = _KINDS | {'linear path': {'tokenizer.linear_path': True}}
 
 _PAPER = {'dynamics.clean_past': False, 'dynamics.k_max': 64, 'dynamics.ramp_floor': .1, 'dynamics.pure_noise': 0., 'dynamics.bootstrap_fraction': .25}
 _KS = [1, 2, 4, 8, 16, 64]
@@ -318,7 +317,7 @@ _QUARTER = _FREE | {'imagination.iterations': 44, 'imagination.contexts': 64, 'e
 
 EXPERIMENTS = {
     'attention_cost': Experiment(measure=attention_cost, common={}, arms=_KINDS),
-    'tokenizer_time': Experiment(measure=tokenizer_time, common={}, arms=_TOKENIZERS | {f'Minecraft, {k}': v | {'footage': '../shared/data/minerl-agent-videos'} for k, v in _TOKENIZERS.items()}),
+    'tokenizer_time': Experiment(measure=tokenizer_time, common={}, arms=_KINDS | {f'Minecraft, {k}': v | {'footage': '../shared/data/minerl-agent-videos'} for k, v in _KINDS.items()}),
     'reading': Experiment(measure=reading_speed, common={'footage': '../shared/data/minerl-agent-videos'}, arms={name: {'how': how} for name, how in {      # chapter 08
         'memory map': 'memory map', 'video, opened anew': 'video', 'video, kept open': 'video, kept open', "minerl's batch_iter": 'minerl', 'conversion': 'conversion', 'conversion, 360p': 'conversion, 360p'}.items()}),
     'alignment': Experiment(measure=alignment, common={'footage': '../shared/data/minetest'}, arms={'Minetest': {}}),      # chapter 36
