@@ -324,7 +324,8 @@ EXPERIMENTS = {
     'action_share': Experiment(measure=action_share, common={}, arms={       # chapter 39
         'none': {'share': 0.}, '1%': {'share': .01}, '1%, half of the windows': {'share': .01, 'use': 'half of the windows'},
         '10%': {'share': .1}, '10%, half of the windows': {'share': .1, 'use': 'half of the windows'}, '10%, nothing else': {'share': .1, 'use': 'nothing else'}, 'all': {'share': 1.}}),
-    'minecraft': Experiment(measure=minecraft, common={'footage': '../shared/data/minerl-agent-videos', 'name': 'minecraft'}, arms={'laptop': {'tokenizer.linear_path': True, 'tokenizer_training.steps': 8000}}),
+    'minecraft': Experiment(measure=minecraft, common={'footage': '../shared/data/minerl-agent-videos', 'name': 'minecraft'}, arms={'laptop': {      # chapter 39
+        'tokenizer.linear_path': True, 'tokenizer.mask_fraction': 0., 'tokenizer.perceptual': 'none', 'tokenizer_training.steps': 20_000, 'tokenizer_training.lr': 2e-3}}),
     'minetest': Experiment(measure=finetuned, common={'footage': '../shared/data/minetest', 'films': 'minecraft_seed0'}, arms={'films': {'begin': 'films'}, 'nothing': {'begin': 'nothing'}}),
     'present': Experiment(measure=present, common={}, arms={'its own context': {'context': 'own'}, "another window's": {'context': 'another'}, 'none': {'context': 'none'}}),
     'sampler': Experiment(measure=sampler, common={}, arms={f'{name}, K = {k}': {'sampler': name, 'dynamics.sample_steps': k}

@@ -81,8 +81,7 @@ def coded_again(frames):
 def minecraft(trunk, changes, seed, worlds, context=8, steps=15):
     "A tokenizer and a world model of films, in a run beside `trunk`, as `dreamer4_train` trains them; `worlds` is the number of windows."
     settings = {k: v for k, v in changes.items() if '.' in k}
-    run = Run(Path(trunk).parent / f"{changes['name']}_seed{seed}", configs.named(changes.get('size', 'laptop')).change(settings | {'data.task': 'recordings', 'data.seed': seed}),
-              progress=False, processes=1)
+    run = Run(Path(trunk).parent / f"{changes['name']}_seed{seed}", configs.named(changes.get('size', 'laptop')).change(settings | {'data.task': 'recordings', 'data.seed': seed}), progress=False)
     run.take(changes['footage'])
     run.run_all('dynamics')
     tok, (train, held), store = run.trained('tokenizer'), run.data(), LatentStore(run.out / 'latents')
