@@ -46,7 +46,7 @@ class Experiment:
     arms: dict       # name of the arm -> changed settings by dotted name
     measure: object  # function(trunk, changes, seed, worlds) -> dict, at the top level of a module
     common: dict     # settings that all arms change
-    after: str='agent' # stage up to which the trunks have to be trained
+    after: str='agent' # stage up to which the trunks have to be trained; '' needs none
 
 # %% ../nbs/30_experiments.ipynb #e20e7210
 FORMAT, VERSION = 'dreamer4_nb.experiment', 1
@@ -107,7 +107,7 @@ def run_experiment(name,                   # a name in `EXPERIMENTS`
     there = {(c['arm'], c['seed']) for c in cells}
     todo = [(arm, seed) for seed in seeds for arm in EXPERIMENTS[name].arms if (arm, seed) not in there]
     for seed in sorted({s for _, s in todo}):
-        if not Run(trunk(seed), progress=False).done(stage := EXPERIMENTS[name].after):
+        if (stage := EXPERIMENTS[name].after) and not Run(trunk(seed), progress=False).done(stage):
             raise RunError(f'{trunk(seed)}/run.json: stages: {stage} is not done; run dreamer4_claim first, or dreamer4_train up to there')
     note = dict(format=FORMAT, version=VERSION, experiment=name, task=task, worlds=worlds, machine=machine() | dict(threads=1), versions=versions())
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:     # threads that wait for processes
@@ -324,9 +324,9 @@ EXPERIMENTS = {
     'action_share': Experiment(measure=action_share, common={}, arms={       # chapter 39
         'none': {'share': 0.}, '1%': {'share': .01}, '1%, half of the windows': {'share': .01, 'use': 'half of the windows'},
         '10%': {'share': .1}, '10%, half of the windows': {'share': .1, 'use': 'half of the windows'}, '10%, nothing else': {'share': .1, 'use': 'nothing else'}, 'all': {'share': 1.}}),
-    'minecraft': Experiment(measure=minecraft, common={'footage': '../shared/data/minerl-agent-videos', 'name': 'minecraft'}, arms={'laptop': {      # chapter 39
+    'minecraft': Experiment(measure=minecraft, after='', common={'footage': '../shared/data/minerl-agent-videos', 'name': 'minecraft'}, arms={'laptop': {      # chapter 39
         'tokenizer.linear_path': True, 'tokenizer.mask_fraction': 0., 'tokenizer.perceptual': 'none', 'tokenizer_training.steps': 20_000, 'tokenizer_training.lr': 2e-3}}),
-    'minetest': Experiment(measure=finetuned, common={'footage': '../shared/data/minetest', 'films': 'minecraft_seed0'}, arms={'films': {'begin': 'films'}, 'nothing': {'begin': 'nothing'}}),
+    'minetest': Experiment(measure=finetuned, after='', common={'footage': '../shared/data/minetest', 'films': 'minecraft_seed0'}, arms={'films': {'begin': 'films'}, 'nothing': {'begin': 'nothing'}}),
     'present': Experiment(measure=present, common={}, arms={'its own context': {'context': 'own'}, "another window's": {'context': 'another'}, 'none': {'context': 'none'}}),
     'sampler': Experiment(measure=sampler, common={}, arms={f'{name}, K = {k}': {'sampler': name, 'dynamics.sample_steps': k}
         for name, k in (('paper', 1), ('paper', 4), ('reviewed', 2), ('reviewed', 4), ('option_a', 4), ('last_prediction', 4))}),
