@@ -217,10 +217,10 @@ def distribution(self:ActionCodec,
 # %% ../nbs/01_actions.ipynb #f5671265
 @patch
 def sample(self:ActionDistribution,
-    generator:torch.Generator|None=None,  # source of randomness, on the device of the logits
+    generator:torch.Generator|None=None,  # source of randomness, on the CPU wherever the logits are
 )->torch.Tensor:  # (..., num_components) long
     "Draw one action."
-    return torch.cat([(lp.exp() / torch.empty_like(lp).exponential_(generator=generator)).argmax(-1) for lp in self.log_probs], -1)
+    return torch.cat([(lp.exp() / torch.empty(lp.shape).exponential_(generator=generator).to(lp)).argmax(-1) for lp in self.log_probs], -1)
 
 @patch
 def log_prob(self:ActionDistribution,

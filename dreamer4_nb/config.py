@@ -124,13 +124,13 @@ def check_transformer(
     part, # a part with width, depth, num_heads, time_every, ...
 ):
     "What any of our transformers needs (paper 3.4)"
-    at_least(part, 1, 'width', 'depth', 'num_heads', 'time_every', 'context')
+    at_least(part, 1, 'width', 'num_heads', 'context'); at_least(part, 2, 'depth', 'time_every')      # a layer over space and one over time
     at_least(part, 0, 'num_registers'); above_zero(part, 'mlp_ratio')
     divides(part, 'num_heads', 'width')
     if part.width//part.num_heads % 2:
         refuse(part, 'width', f'must give each of {part.num_heads} heads an even number of channels, for rotary positions')
     cap = part.soft_cap
-    if cap is not None and (isinstance(cap, (bool, str)) or not cap > 0): refuse(part, 'soft_cap', 'must be None or more than 0')
+    if cap is not None and (isinstance(cap, bool) or not isinstance(cap, (int, float)) or not cap > 0): refuse(part, 'soft_cap', 'must be None or more than 0')
 
 # %% ../nbs/00_config.ipynb #a95b2688
 @patch(as_prop=True)
@@ -408,7 +408,9 @@ def change(self:Config,
     for name,v in values.items():
         *groups, leaf = name.split('.')
         node = tree
-        for g in groups: node = node.setdefault(g, {})
+        for g in groups:
+            node = node.setdefault(g, {})
+            if not isinstance(node, dict): raise ValueError(f'{name}: {g} has been given a value already; leave out one of the two')
         node[leaf] = v
     return merge(self, tree)
 

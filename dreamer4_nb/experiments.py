@@ -318,9 +318,9 @@ _QUARTER = _FREE | {'imagination.iterations': 44, 'imagination.contexts': 64, 'e
 EXPERIMENTS = {
     'attention_cost': Experiment(measure=attention_cost, common={}, arms=_KINDS),
     'tokenizer_time': Experiment(measure=tokenizer_time, common={}, arms=_KINDS | {f'Minecraft, {k}': v | {'footage': '../shared/data/minerl-agent-videos'} for k, v in _KINDS.items()}),
-    'reading': Experiment(measure=reading_speed, common={'footage': '../shared/data/minerl-agent-videos'}, arms={name: {'how': how} for name, how in {      # chapter 08
+    'reading': Experiment(measure=reading_speed, after='', common={'footage': '../shared/data/minerl-agent-videos'}, arms={name: {'how': how} for name, how in {      # chapter 08
         'memory map': 'memory map', 'video, opened anew': 'video', 'video, kept open': 'video, kept open', "minerl's batch_iter": 'minerl', 'conversion': 'conversion', 'conversion, 360p': 'conversion, 360p'}.items()}),
-    'alignment': Experiment(measure=alignment, common={'footage': '../shared/data/minetest'}, arms={'Minetest': {}}),      # chapter 36
+    'alignment': Experiment(measure=alignment, after='', common={'footage': '../shared/data/minetest'}, arms={'Minetest': {}}),      # chapter 36
     'action_share': Experiment(measure=action_share, common={}, arms={       # chapter 39
         'none': {'share': 0.}, '1%': {'share': .01}, '1%, half of the windows': {'share': .01, 'use': 'half of the windows'},
         '10%': {'share': .1}, '10%, half of the windows': {'share': .1, 'use': 'half of the windows'}, '10%, nothing else': {'share': .1, 'use': 'nothing else'}, 'all': {'share': 1.}}),

@@ -63,7 +63,7 @@ def attention(self:Explorer, i, t): # (time layers, steps), each adding up to 1,
     seen, net = [], self.agent.dynamics.net
     note = lambda module, args, kwargs, out: seen.append(look_back(module, args[0]).mean(0))
     hooks = [layer.attention.register_forward_hook(note, with_kwargs=True) for layer in net.layers if layer.kind == 't']
-    try: self.agent.features(*(x.to(self.device) for x in window_before(self.recordings, self.latents, i, t, self.context)))
+    try: self.agent.features(*(x.to(self.device) for x in window_before(self.recordings, self.latents, i, t, self.context)), generator=torch.Generator().manual_seed(0))     # the same noise at every look
     finally:
         for h in hooks: h.remove()
     return torch.stack(seen).cpu().numpy()

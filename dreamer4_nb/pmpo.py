@@ -76,7 +76,7 @@ class Imagination:
         self.slow, self.average = (copy.deepcopy(m).requires_grad_(False) for m in (self.value, self.policy))
         adam = lambda m, lr: torch.optim.AdamW(m.parameters(), lr, weight_decay=0., fused=True)
         self.policy_opt, self.value_opt = adam(self.policy, config.lr), adam(self.value, config.value_lr)
-        self.generator, self.iteration, self.history, self.dreams = torch.Generator(self.device).manual_seed(seed), 0, [], []
+        self.generator, self.iteration, self.history, self.dreams = torch.Generator().manual_seed(seed), 0, [], []
         if torch.distributed.is_initialized(): self.generator.manual_seed(int(np.random.SeedSequence([seed, torch.distributed.get_rank()]).generate_state(1)[0]))
 
 # %% ../nbs/23_pmpo.ipynb #2ba21dde

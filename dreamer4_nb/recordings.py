@@ -34,6 +34,7 @@ def new_folder(
 ):
     "Fill a temporary folder that takes its real name only when complete; on failure nothing remains."
     path = Path(path); temporary, old = path.with_name(f'.tmp-{path.name}'), path.with_name(f'.old-{path.name}')
+    if old.exists() and not path.exists(): os.replace(old, path)     # one that was cut off between its last two steps
     for p in (temporary, old): shutil.rmtree(p, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
@@ -180,6 +181,7 @@ def check_labels(
         kind = key.split('$')[0]
         if key != 'reward' and (kind not in ('action', 'observation') or '$' not in key):
             _refuse(path, key, 'unknown key', 'expected reward, action$<name> or observation$<name>: rename or drop it')
+        if '/' in key or '\\' in key: _refuse(path, key, 'cannot be part of a file name', 'rename it')
         if a.dtype.kind not in 'biufUS':
             _refuse(path, key, f'has type {a.dtype}', 'save it as numbers or plain strings')
         lengths[key] = (a.shape[0] if a.ndim else 0) - (kind == 'observation')
@@ -301,11 +303,11 @@ def find_videos(
     source,  # folder with videos at any depth, or with index files {"basedir": ..., "relpaths": [...]}
 )->list:  # paths of .mp4 files
     "The videos below `source`, in the order of their names."
-    listed = set()
+    listed, find = set(), lambda p: next((q for q in (Path(source)/p, Path(source)/Path(p).name) if q.exists()), Path(source)/p)    # where listed, or flat beside the index
     for path in Path(source).glob('*.json'):
         try: index = json.loads(path.read_text())
         except ValueError: continue
-        if isinstance(index, dict) and 'relpaths' in index: listed |= {Path(source)/p for p in index['relpaths']}
+        if isinstance(index, dict) and 'relpaths' in index: listed |= {find(p) for p in index['relpaths']}
     videos = sorted(listed or Path(source).rglob('*.mp4'))
     for a, b in zip(by_name := sorted(videos, key=lambda p: p.stem), by_name[1:]):
         if a.stem == b.stem: raise RecordingError(f'{b}: has the same name as {a}; rename one of them')

@@ -518,7 +518,7 @@ class Pilot:
         expected = tuple(self.actor.tokenizer.frame_shape)
         if frame.shape != expected: raise ValueError(f'frame: shape {frame.shape}, expected {expected}; resize it first')
         action = self.actor.agent.codec.decode(self.actor.act(frame[None])[0])
-        return {k: v.item() if hasattr(v, 'item') else v for k, v in action.items()}
+        return {k: v.item() if np.ndim(v) == 0 else v for k, v in action.items()}     # a camera stays an array of two angles
 
 def load(out,                   # folder of a run, or 'pretrained'
          policy='imagination',  # 'imagination', 'bc' or 'bc_all'

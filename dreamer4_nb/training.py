@@ -317,7 +317,7 @@ class Learner:
         self.parameters = [p for o in self.optimizers for g in o.param_groups for p in g['params']]
         self.schedule,self.clip,self.weights = schedule or {},clip,weights or {}
         self.normalizer = RMSNormalizer() if normalizer is None else normalizer
-        self.generator,self.stopped,self.saved = torch.Generator(self.device),None,None
+        self.generator,self.stopped,self.saved = torch.Generator(),None,None
         self.callbacks = sorted([Log(log_every, progress, name), Checkpoint(save_every), *callbacks], key=lambda c: c.order)
         self._autocast = nullcontext if mixed_precision == 'no' else self.accelerator.autocast
 
@@ -744,7 +744,7 @@ class EarlyStopping(Callback):
         every=500,   # steps between measurements
         patience=3,  # measurements without progress before it stops
         min_delta=0.,# progress that counts, as a share of the best value
-        name='held_out', # under which the value is logged
+        name='held_out', # of the measure, in the reason for stopping
     ): self.measure,self.every,self.patience,self.min_delta,self.name,self.best,self.bad,self.values = measure,every,patience,min_delta,name,None,0,[]
 
     def before_fit(self, learner):

@@ -589,7 +589,9 @@ def expert(
     seed=0,              # of its random numbers, used where it knows no way
 ):                       # a `Player`
     "The scripted player that does best, without noise."
-    return dict(collect_wood=NearestTree, tools=ToolMaker)[task](seed=seed, name='expert')
+    experts = dict(collect_wood=NearestTree, tools=ToolMaker)
+    if task not in experts: raise ValueError(f"task: {task!r} has no scripted player; give it one in `expert`, it has {', '.join(experts)}")
+    return experts[task](seed=seed, name='expert')
 
 # %% ../nbs/03_world.ipynb #116fabe4
 def play_episode(
@@ -649,6 +651,7 @@ class VectorWorlds:
         actions, # (N,) indices
     ):           # frames uint8 (N, 3, 64, 64), rewards float32 (N,), terminated bool (N,), truncated bool (N,)
         "One action each; what is over stays over and pays nothing."
+        if len(actions) != len(self): raise ValueError(f'actions: {len(actions)} for {len(self)} worlds; give one for each')
         results = [self._step_one(w, int(a)) for w, a in zip(self.worlds, actions)]
         column = lambda i, kind: np.array([r[i] for r in results], kind)
         return self._frames(r[0] for r in results), column(1, np.float32), column(2, bool), column(3, bool)
