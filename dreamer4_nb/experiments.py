@@ -325,7 +325,7 @@ EXPERIMENTS = {
         'none': {'share': 0.}, '1%': {'share': .01}, '1%, half of the windows': {'share': .01, 'use': 'half of the windows'},
         '10%': {'share': .1}, '10%, half of the windows': {'share': .1, 'use': 'half of the windows'}, '10%, nothing else': {'share': .1, 'use': 'nothing else'}, 'all': {'share': 1.}}),
     'minecraft': Experiment(measure=minecraft, after='', common={'footage': '../shared/data/minerl-agent-videos', 'name': 'minecraft'}, arms={'laptop': {      # chapter 39
-        'tokenizer.linear_path': True, 'tokenizer.mask_fraction': 0., 'tokenizer.perceptual': 'none', 'tokenizer_training.steps': 20_000, 'tokenizer_training.lr': 2e-3}}),
+        'tokenizer.depth': 3, 'tokenizer.linear_path': True, 'tokenizer.mask_fraction': 0., 'tokenizer.perceptual': 'none', 'tokenizer_training.steps': 16_000, 'tokenizer_training.lr': 2e-3}}),
     'minetest': Experiment(measure=finetuned, after='', common={'footage': '../shared/data/minetest', 'films': 'minecraft_seed0'}, arms={'films': {'begin': 'films'}, 'nothing': {'begin': 'nothing'}}),
     'present': Experiment(measure=present, common={}, arms={'its own context': {'context': 'own'}, "another window's": {'context': 'another'}, 'none': {'context': 'none'}}),
     'sampler': Experiment(measure=sampler, common={}, arms={f'{name}, K = {k}': {'sampler': name, 'dynamics.sample_steps': k}
