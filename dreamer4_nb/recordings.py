@@ -303,12 +303,13 @@ def find_videos(
     source,  # folder with videos at any depth, or with index files {"basedir": ..., "relpaths": [...]}
 )->list:  # paths of .mp4 files
     "The videos below `source`, in the order of their names."
-    listed, find = set(), lambda p: next((q for q in (Path(source)/p, Path(source)/Path(p).name) if q.exists()), Path(source)/p)    # where listed, or flat beside the index
-    for path in Path(source).glob('*.json'):
+    source, listed = Path(source), set()
+    find = lambda p: source/p if (source/p).exists() else source/Path(p).name     # where the index says, or flat beside it
+    for path in source.glob('*.json'):
         try: index = json.loads(path.read_text())
         except ValueError: continue
         if isinstance(index, dict) and 'relpaths' in index: listed |= {find(p) for p in index['relpaths']}
-    videos = sorted(listed or Path(source).rglob('*.mp4'))
+    videos = sorted(listed or source.rglob('*.mp4'))
     for a, b in zip(by_name := sorted(videos, key=lambda p: p.stem), by_name[1:]):
         if a.stem == b.stem: raise RecordingError(f'{b}: has the same name as {a}; rename one of them')
     return videos

@@ -1,4 +1,4 @@
-"Losses, dreams and play on another device than the processor: PyTorch's meta device, which holds no numbers and refuses tensors from elsewhere."
+"Losses, dreams and play on another device than the processor: PyTorch's meta device, which holds no numbers and, outside of matrix products, refuses tensors from elsewhere."
 import re
 from pathlib import Path
 import pytest, torch
