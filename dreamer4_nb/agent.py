@@ -101,7 +101,7 @@ def features(self:Agent,
 ):                     # (B, T, feature_width)
     "Agent features of known steps."
     if task is None: task = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
-    return Dream(self.dynamics, task, generator=generator).observe(latents, actions, action_mask)
+    return Dream(self.dynamics, task, generator=generator).observe(latents, actions, action_mask, keep=False)
 
 # %% ../nbs/21_agent.ipynb #7cf8ea95
 @torch.no_grad()

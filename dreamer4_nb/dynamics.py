@@ -57,9 +57,9 @@ def forward(self:Dynamics,
     single=None,       # (B,) bool: separate images
     cache=None,        # TimeCache
     commit=True,       # keep these steps as past
-    paired=0,          # the last so many sequences see the past of the first ones
-    predict=True,      # False: take the steps in as past, predict nothing
-):                     # clean prediction (B, T, L, D) or None, agent features (B, T, feature_width) or None
+    paired=0,          # the last so many sequences see the past of the first ones: predictions are theirs, features those of the others
+    predict=True,      # False: predict nothing; with a cache, take the steps in as past
+):                     # clean prediction (paired or B, T, L, D) or None, agent features (B - paired, T, feature_width) or None
     "Predict clean latents; with a task, also what the agent token has read."
     B, T, L, D = z.shape
     level = torch.cat([self.signal(signal_index), self.step(step_index)], -1)
@@ -71,11 +71,13 @@ def forward(self:Dynamics,
         parts.append(agent if self.view is None else agent + action + self.view(z.flatten(2))[:, :, None])
     x = torch.cat(parts, 2)
     world = x.shape[2] - (task is not None)
-    h = self.net(x, (world, 1) if task is not None else (world,), keep=x.shape[2] - world + self.tokens,
-                 single=single, cache=cache, commit=commit, paired=paired, finish=None if predict else 1)
-    prediction = self.out(h[:, :, :self.tokens]).view(B, T, L, D) if predict else None
+    read = x.shape[2] - world + self.tokens * (predict or cache is not None)     # tokens that the last layers compute
+    h = self.net(x, (world, 1) if task is not None else (world,), keep=read, single=single, cache=cache, commit=commit, paired=paired,
+                 finish=int(task is not None) if paired else None if predict else 1)
+    h, seen = h if paired else (h, h)
+    prediction = self.out(h[:, :, :self.tokens]).view(-1, T, L, D) if predict else None
     if task is None: return prediction, None
-    return prediction, h[:, :, -1] if self.view is None else torch.cat([h[:, :, -1], z.flatten(2)], -1)
+    return prediction, seen[:, :, -1] if self.view is None else torch.cat([seen[:, :, -1], z[:B - paired].flatten(2)], -1)
 
 # %% ../nbs/13_dynamics.ipynb #13a0b0c2
 @patch
@@ -122,8 +124,8 @@ def loss(self:Dynamics,
         add = lambda t, new: torch.cat([t[base], new])
         pred, h = self(add(held, z), add(full(levels.context_index), i), add(full(levels.finest), e), pick(actions),
                        pick(action_mask), pick(task) if rows is None else None, pick(single), paired=n)
-        if rows is None: seen['h'] = None if h is None else h[:B]
-        return pred[len(base):]
+        if rows is None: seen['h'] = h
+        return pred
     def plain(z, i, e, rows=None):
         pick = lambda t: None if t is None else t[:count] if rows is None else t[rows]
         pred, _ = self(z, i, e, pick(actions), pick(action_mask), single=pick(single))
@@ -166,13 +168,14 @@ def observe(self:Dream,
     latents,           # clean (B, T, L, D)
     actions,           # (B, T, components), the action that led to each step
     action_mask=None,  # (B, T)
+    keep=True,         # as past; False: nothing will follow them, which is cheaper
 ):                     # agent features (B, T, feature_width) or None
     "Take in known steps as past."
     levels, (B, T) = self.model.levels, latents.shape[:2]
     i = torch.full((B, T), levels.context_index, device=latents.device)
     z = corrupt(latents, levels.signal(i), self._noise(*latents.shape))
     e = torch.full_like(i, levels.finest)
-    return self.model(z, i, e, actions, action_mask, self.task, cache=self.cache, predict=False)[1]
+    return self.model(z, i, e, actions, action_mask, self.task, cache=self.cache if keep else None, predict=False)[1]
 
 @patch
 @torch.no_grad()

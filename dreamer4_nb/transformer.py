@@ -24,7 +24,7 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x):
-        gate, up = self.gate_up(x).chunk(2, -1)
+        gate, up = (F.linear(x, w) for w in self.gate_up.weight.chunk(2))
         return self.down(F.silu(gate) * up)
 
 # %% ../nbs/10_transformer.ipynb #e155a29b
@@ -37,8 +37,7 @@ def rotary(x,          # queries or keys (..., T, head_dim)
     freqs = base ** -(torch.arange(half, device=x.device, dtype=torch.float32) / half)
     angle = positions.to(torch.float32)[:, None] * freqs
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    a, b = x[..., :half], x[..., half:]
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+    return torch.addcmul(x * torch.cat([cos, cos], -1), x.roll(half, -1), torch.cat([-sin, sin], -1))
 
 # %% ../nbs/10_transformer.ipynb #079590f8
 def attend(q,              # queries (N, H, Lq, head_dim)
@@ -135,10 +134,11 @@ class TimeAttention(Attention):
         cache=None,    # TimeCache: go on from its past (T steps at first, then one at a time)
         layer=0,       # which buffer of the cache is ours
         paired=0,      # the last so many sequences see the past of the first ones instead of their own
-    ):                 # (B, T, S, C)
-        B, T, S, _ = x.shape
+        only=0,        # compute the last so many sequences; 0: all
+    ):                 # (only or B, T, S, C)
+        (B, T, S, _), n = x.shape, only or len(x)
         fold = lambda t: t.permute(2, 0, 3, 1, 4).flatten(0, 1)        # (S*B, heads, T, head_dim)
-        q, k, v = (fold(t) for t in self.project(x, x))
+        q, k, v = (fold(t) for t in self.project(x[-n:], x))
         positions = torch.arange(T, device=x.device) + (cache.steps if cache else 0)
         q, k = rotary(q, positions), rotary(k, positions)
         if cache is not None and (T == 1 or cache.steps): o = self._step(q, k, v, cache, layer)
@@ -146,24 +146,24 @@ class TimeAttention(Attention):
             if cache is not None: self._fill(k, v, cache, layer)
             mask = None if T <= context else window_mask(T, context, x.device)
             look = lambda *qkv: attend(*qkv, mask=mask, causal=mask is None and T > 1, soft_cap=self.soft_cap)
-            o = self._paired(q, k, v, B, S, paired, context, look) if paired else look(q, k, v)
+            o = self._paired(q, k, v, S, paired, context, look) if paired else look(q, k, v)
             if single is not None and single.any():
-                own = v.repeat_interleave(self.h // self.hkv, 1)
-                o = torch.where(single.repeat(S)[:, None, None, None], own, o)
-        return self.out(o.unflatten(0, (S, B)).permute(1, 3, 0, 2, 4).reshape(B, T, S, -1))
+                own = v.unflatten(0, (S, B))[:, -n:].flatten(0, 1).repeat_interleave(self.h // self.hkv, 1)
+                o = torch.where(single[-n:].repeat(S)[:, None, None, None], own, o)
+        return self.out(o.unflatten(0, (S, n)).permute(1, 3, 0, 2, 4).reshape(n, T, S, -1))
 
 # %% ../nbs/10_transformer.ipynb #1143942f
 @patch
-def _paired(self:TimeAttention, q, k, v, B, S, n, context, look):
-    q, k, v = (t.unflatten(0, (S, B)) for t in (q, k, v))
-    first, last = slice(0, B - n), slice(B - n, B)
-    join = lambda t: torch.cat([t[:, :n], t[:, last]], -2).flatten(0, 1)
-    T = q.shape[-2]
+def _paired(self:TimeAttention, q, k, v, S, n, context, look):
+    q, k, v = (t.unflatten(0, (S, -1)) for t in (q, k, v))
+    join = lambda t: torch.cat([t[:, :n], t[:, -n:]], -2).flatten(0, 1)
+    T, others = q.shape[-2], q.shape[1] - n
     own = torch.eye(T, dtype=torch.bool, device=q.device)
     mask = torch.cat([window_mask(T, context, q.device) & ~own, own], 1)
-    seen = attend(q[:, last].flatten(0, 1), join(k), join(v), mask=mask, soft_cap=self.soft_cap).unflatten(0, (S, n))
-    own_past = look(*(t[:, first].flatten(0, 1) for t in (q, k, v))).unflatten(0, (S, B - n))
-    return torch.cat([own_past, seen], 1).flatten(0, 1)
+    seen = attend(q[:, -n:].flatten(0, 1), join(k), join(v), mask=mask, soft_cap=self.soft_cap)
+    if not others: return seen
+    own_past = look(*(t[:, :others].flatten(0, 1) for t in (q, k, v)))
+    return torch.cat([own_past.unflatten(0, (S, others)), seen.unflatten(0, (S, n))], 1).flatten(0, 1)
 
 # %% ../nbs/10_transformer.ipynb #2d100544
 @patch
@@ -244,10 +244,14 @@ class Layer(nn.Module):
         self.norm1, self.norm2 = nn.RMSNorm(width, eps=1e-6), nn.RMSNorm(width, eps=1e-6)
         self.mlp = SwiGLU(width, mlp_ratio)
 
-    def forward(self, x, keep=None, **kw):
+    def forward(self, x, keep=None, only=0, **kw):
         keep = keep or x.shape[2]
-        h = self.attention(self.norm1(x), **kw)[:, :, -keep:] if self.kind != 's' else self.attention(self.norm1(x), keep=keep, **kw)
-        x = x[:, :, -keep:] + h
+        if self.kind == 's': x, kw = x[-only:], kw | dict(keep=keep)        # no sequence reads another, or
+        if self.kind == 't':
+            kw['only'] = only
+            if kw.get('cache') is None: x = x[:, :, -keep:]                 # no token another
+        h = self.attention(self.norm1(x), **kw)[:, :, -keep:]
+        x = x[-only:, :, -keep:] + h
         return x + self.mlp(self.norm2(x))
 
 # %% ../nbs/10_transformer.ipynb #aa60915b
@@ -287,18 +291,23 @@ def forward(self:Transformer,
     cache=None,   # TimeCache: go on from its past
     commit=True,  # count these steps as past (False: try a step, the next call overwrites it)
     paired=0,     # the last so many sequences see the past of the first ones instead of their own
-    finish=None,  # how many of those at the end to return, where the others only serve as past; None: all of them
-):                # (B, T, finish or keep or S, C)
+    finish=None,  # how many of those at the end to return, where the others only serve as past; None: all of them, paired: none
+):                # (B, T, finish or keep or S, C); paired: (paired, T, keep or S, C) of those, and (B - paired, T, finish, C) of the others or None
     "Run all layers; see `TimeCache` for frame by frame use."
     groups, keep = groups or (x.shape[2],), keep or x.shape[2]
-    finish, last_space, last = finish or keep, self.kinds.rfind('s'), len(self.kinds) - 1
-    for i, layer in enumerate(self.layers):
-        kw = dict(groups=groups) if layer.kind != 't' else {}
+    last_space, last = self.kinds.rfind('s'), len(self.kinds) - 1
+    def run(i, x, keep=None, single=single, paired=paired, only=0):
+        layer, kw = self.layers[i], dict(keep=keep, only=only)
+        if layer.kind != 't': kw['groups'] = groups
         if layer.kind != 's': kw |= dict(context=self.context, single=single, cache=cache, layer=i, paired=paired)
-        if i in (last_space, last): kw['keep'] = finish if i == last else keep
-        x = recompute(layer, x, use_reentrant=False, **kw) if self.checkpoint and self.training else layer(x, **kw)
+        return recompute(layer, x, use_reentrant=False, **kw) if self.checkpoint and self.training else layer(x, **kw)
+    for i in range(last): x = run(i, x, keep if i == last_space else None)
+    if paired:
+        others = self.norm(run(last, x[:-paired], finish, None if single is None else single[:-paired], 0)) if finish else None
+        return self.norm(run(last, x, keep, only=paired)), others
+    x = run(last, x, finish or keep)
     if cache is not None and commit: cache.steps += x.shape[1] if self.kinds.strip('s') else 0
-    return self.norm(x[:, :, -finish:])
+    return self.norm(x)
 
 # %% ../nbs/10_transformer.ipynb #c79327de
 def checkpointed(
