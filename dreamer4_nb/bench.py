@@ -7,9 +7,9 @@ __all__ = ['BENCHES', 'EQUAL', 'FORMAT', 'VERSION', 'spend', 'flops', 'Bench', '
            'world_model', 'some_frames', 'some_windows', 'training', 'tokenizer_step', 'tokenizer_training', 'encode',
            'hold_levels', 'dense_net', 'dynamics_step', 'dynamics_flow', 'dynamics_shortcut', 'Recomputed', 'dreaming',
            'generation', 'made_recordings', 'phase3', 'loader', 'evaluation', 'frame_by_frame', 'written_mask',
-           'appended_cache', 'bf16', 'compiled', 'warmed', 'levers_tokenizer', 'levers_dynamics', 'levers_dream',
-           'Elsewhere', 'Away', 'levers_memory', 'from_nothing', 'peers', 'real_time', 'read_results', 'brief',
-           'run_benches', 'line', 'cli_bench']
+           'appended_cache', 'one_product', 'whole_layers', 'bf16', 'compiled', 'warmed', 'levers_tokenizer',
+           'levers_dynamics', 'levers_dream', 'Elsewhere', 'Away', 'levers_memory', 'from_nothing', 'peers',
+           'real_time', 'read_results', 'brief', 'run_benches', 'line', 'cli_bench']
 
 # %% ../nbs/47_speed.ipynb #e6435eca
 import inspect, itertools, json, os, subprocess, sys, tempfile, time
@@ -34,7 +34,7 @@ from .run import RunError, fast_memory, machine, versions, _choose, _command
 from .shortcut import corrupt
 from .tokenizer import Tokenizer, tokenizer_loss
 from .training import RMSNormalizer, make_optimizers
-from .transformer import SpaceAttention, TimeAttention, TimeCache, Transformer, window_mask
+from .transformer import Layer, SpaceAttention, SwiGLU, TimeAttention, TimeCache, Transformer, window_mask
 
 # %% ../nbs/47_speed.ipynb #7ea37e03
 def spend(f, seconds):
@@ -287,6 +287,18 @@ def appended_cache():
         return transformer.attend(q, k, v, soft_cap=self.soft_cap)
     return mock.patch.object(TimeAttention, '_step', step)
 
+def one_product():
+    "Gate and value of the feed-forward layers as halves of one product, which then lie apart in memory."
+    def forward(self, x):
+        gate, up = self.gate_up(x).chunk(2, -1)
+        return self.down(torch.nn.functional.silu(gate) * up)
+    return mock.patch.object(SwiGLU, 'forward', forward)
+
+def whole_layers(forward=Layer.forward):
+    "The last layers computed for all sequences and tokens, also where nobody reads them."
+    def whole(self, x, keep=None, only=0, **kw): return forward(self, x, **kw)[-only:, :, -(keep or 0):]
+    return mock.patch.object(Layer, 'forward', whole)
+
 def bf16(): return torch.autocast('cpu', torch.bfloat16)
 
 def compiled(model): model.compile(); return model
@@ -309,7 +321,8 @@ def levers_tokenizer(c):
 @bench
 def levers_dynamics(c):
     step = partial(dynamics_step, c, clean_past=True)
-    arms = {'as it is': step(), 'a call for each frame': step(around=frame_by_frame), 'mask written out': step(around=written_mask), 'bfloat16': step(around=bf16),
+    arms = {'as it is': step(), 'what nobody reads, too': step(around=whole_layers), 'gate and value in one product': step(around=one_product),
+            'a call for each frame': step(around=frame_by_frame), 'mask written out': step(around=written_mask), 'bfloat16': step(around=bf16),
             'compiled': step(prepare=compiled)}
     return Bench(arms, 64, 'a flow step on 4 windows of 16 frames, with a clean past')
 
