@@ -246,10 +246,10 @@ class Layer(nn.Module):
 
     def forward(self, x, keep=None, only=0, **kw):
         keep = keep or x.shape[2]
-        if self.kind == 's': x, kw = x[-only:], kw | dict(keep=keep)        # no sequence reads another, or
+        if self.kind == 's': x, kw = x[-only:], kw | dict(keep=keep)        # space layers never look into another sequence
         if self.kind == 't':
             kw['only'] = only
-            if kw.get('cache') is None: x = x[:, :, -keep:]                 # no token another
+            if kw.get('cache') is None: x = x[:, :, -keep:]                 # nor time layers at another token; a cache must still be filled
         h = self.attention(self.norm1(x), **kw)[:, :, -keep:]
         x = x[-only:, :, -keep:] + h
         return x + self.mlp(self.norm2(x))
