@@ -6,13 +6,14 @@
 __all__ = ['MemoryRecordings', 'WindowIndex', 'rewarded', 'Windows', 'mixture_masks', 'LatentStore']
 
 # %% ../nbs/04_batches.ipynb #ce368c8a
-import json, os, threading
+import json, threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
+from .recordings import new_file
 
 # %% ../nbs/04_batches.ipynb #14660633
 class MemoryRecordings:
@@ -296,7 +297,7 @@ class LatentStore:
     ):
         self.root = Path(root)
         if not self.root.is_dir(): raise FileNotFoundError(f'{root}: no such folder of latents; encode the recordings first')
-        self.names = sorted(p.stem for p in self.root.glob('*.npy')) if names is None else list(names)
+        self.names = sorted(p.stem for p in self.root.glob('*.npy') if p.name[0] != '.') if names is None else list(names)
         missing = [n for n in self.names if not self.path(self.root, n).exists()]
         if missing or not self.names:
             raise FileNotFoundError(f'{self.path(self.root, (missing or ["*"])[0])}: latents missing for {len(missing) or "all"} episodes; encode them')
@@ -324,14 +325,9 @@ def write(cls:LatentStore,
 ):
     "Write episodes, each whole or not at all."
     if isinstance(names, str): names,latents = [names],[latents]
-    Path(root).mkdir(parents=True, exist_ok=True)
     for name,x in zip(names, latents):
         x = x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
-        temporary = Path(root)/f'.{name}.{os.getpid()}.tmp'
-        try:
-            with open(temporary, 'wb') as f: np.save(f, x.astype(np.float16), allow_pickle=False)
-            os.replace(temporary, cls.path(root, name))
-        finally: temporary.unlink(missing_ok=True)
+        with new_file(cls.path(root, name)) as f: np.save(f, x.astype(np.float16), allow_pickle=False)
 
 @patch(cls_method=True)
 def has(cls:LatentStore, root, name):

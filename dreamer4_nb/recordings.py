@@ -25,7 +25,11 @@ class RecordingError(ValueError):
 
 _AGAIN, _CUT = 'copy or record this episode again', 'the file is cut short: copy or record it again'
 
-def _refuse(path, what, problem, mend): raise RecordingError(f'{path}: {what}: {problem}; {mend}')
+def _line(x):
+    "Text in one line, whatever bytes of a broken file stand in it."
+    return ' '.join(''.join(c if c.isprintable() else ' ' for c in str(x)).split())
+
+def _refuse(path, what, problem, mend): raise RecordingError(f'{path}: {_line(what)}: {_line(problem)}; {mend}')
 
 # %% ../nbs/02_recordings.ipynb #93340b65
 @contextlib.contextmanager
@@ -504,7 +508,7 @@ def _choose(self:Recordings, episodes):
 def _load(self:Recordings, i, name, mode=None):
     path = self.root/'episodes'/self.names[i]/name
     try: return np.load(path, mmap_mode=mode, allow_pickle=False)
-    except Exception as e: raise RecordingError(f'{path}: cannot be read ({" ".join(str(e).split())}); {_OVER}') from None   # numpy raises many kinds
+    except Exception as e: raise RecordingError(f'{path}: cannot be read ({_line(e)}); {_OVER}') from None   # numpy raises many kinds
 
 _OVER = 'delete the folder and convert again'
 

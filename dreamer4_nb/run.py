@@ -8,7 +8,7 @@ __all__ = ['FORMAT', 'VERSION', 'STAGES', 'POLICIES', 'PRETRAINED', 'RunError', 
            'cli_record', 'cli_convert', 'cli_train', 'cli_evaluate']
 
 # %% ../nbs/40_whole_run.ipynb #b6e14c81
-import json, os, platform, socket, subprocess, sys, time
+import json, os, platform, shutil, socket, subprocess, sys, tempfile, time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -129,9 +129,6 @@ getattr(Run(sys.argv[1], progress=False), sys.argv[2])(*json.loads(sys.argv[3]))
 sys.stdout.flush(); os._exit(0)             # not through the teardown of gloo's threads, which may abort
 '''
 
-def _free_port():
-    with socket.socket() as s: s.bind(('127.0.0.1', 0)); return str(s.getsockname()[1])
-
 def _helper(out, stage, arguments, env):
     with open(out / 'helpers.log', 'ab') as log:
         return subprocess.Popen([sys.executable, '-c', _HELPER, str(out), stage, json.dumps(arguments)], env=os.environ | env,
@@ -149,12 +146,12 @@ def together(self:Run,
     n, threads, helpers = self.processes, torch.get_num_threads(), []
     if _crew is not None and not self.rank: yield from _called(self.out, stage, arguments); return
     if n == 1 or 'WORLD_SIZE' in os.environ: yield; return      # alone, or in a process that was called
-    shared = dict(WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n), MASTER_ADDR='127.0.0.1', MASTER_PORT=_free_port(),
-                  OMP_NUM_THREADS=str(max(1, os.cpu_count() // n)))
+    meeting = Path(tempfile.mkdtemp())       # a file that they share: meeting over a socket, PyTorch asks a name server who 127.0.0.1 is
+    shared = dict(WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n), DREAMER4_INIT_METHOD=f'file://{meeting}/store', OMP_NUM_THREADS=str(max(1, os.cpu_count() // n)))
     for _, name in socket.if_nameindex():
         if name in ('lo', 'lo0'): shared['GLOO_SOCKET_IFNAME'] = name      # else gloo takes the interface that the host's name leads to
     us = lambda rank: shared | dict(RANK=str(rank), LOCAL_RANK=str(rank))
-    before = {k: os.environ.get(k) for k in us(0)}
+    before = dict(os.environ)
     try:
         for rank in range(1, n): helpers.append(_helper(self.out, stage, arguments, us(rank)))
         os.environ.update(us(0)); AcceleratorState._reset_state(True); torch.set_num_threads(int(shared['OMP_NUM_THREADS']))
@@ -169,7 +166,7 @@ def together(self:Run,
     finally:
         for h in helpers: h.kill(); h.wait(); h.stdin.close()
         if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
-        for k, v in before.items(): os.environ.pop(k, None) if v is None else os.environ.__setitem__(k, v)
+        os.environ.clear(); os.environ.update(before); shutil.rmtree(meeting, ignore_errors=True)
         AcceleratorState._reset_state(True); torch.set_num_threads(threads)
 
 # %% ../nbs/40_whole_run.ipynb #3ecbe264

@@ -271,8 +271,8 @@ def make_accelerator(
     if device == 'cuda' and not torch.cuda.is_available(): raise ValueError("device: 'cuda', but PyTorch finds no GPU here; use 'cpu'")
     if mixed_precision not in ('no', 'bf16', 'fp16'): raise ValueError(f"mixed_precision: {mixed_precision!r} is not 'no', 'bf16' or 'fp16'")
     if 'WORLD_SIZE' not in os.environ: AcceleratorState._reset_state(True)
-    patience = InitProcessGroupKwargs(timeout=timedelta(minutes=5))     # with a process that does not come
-    return Accelerator(cpu=device == 'cpu', mixed_precision=mixed_precision, kwargs_handlers=[patience])
+    meeting = InitProcessGroupKwargs(init_method=os.environ.get('DREAMER4_INIT_METHOD'), timeout=timedelta(minutes=5))     # of several processes
+    return Accelerator(cpu=device == 'cpu', mixed_precision=mixed_precision, kwargs_handlers=[meeting])
 
 class NonFiniteLoss(RuntimeError):
     "The loss or its gradient is not a number; `windows` lists (episode, start) of the batch."

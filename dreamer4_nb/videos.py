@@ -27,6 +27,8 @@ def read_log(
         for k, kind in _NEEDED.items():
             if not isinstance(found, dict) or not isinstance(found.get(k), kind): _refuse(path, f'line {i}', f'has no {k!r}', 'expected a log of VPT or BASALT: ' + _AGAIN)
         if not 0 <= found['hotbar'] <= 8: _refuse(path, f'line {i}', f"hotbar is {found['hotbar']}", 'expected 0 to 8: ' + _AGAIN)
+        for k in ('x', 'y', 'dx', 'dy'):
+            if type(v := found['mouse'].get(k, 0)) not in (int, float) or not abs(v) < 1e6: _refuse(path, f'line {i}', f'mouse.{k} is {v!r}', 'expected a number of pixels: ' + _AGAIN)
         lines.append(found)
     if any('stats' in l for l in lines) and not all('stats' in l for l in lines): _refuse(path, 'stats', 'are in some lines only', _AGAIN)
     if len(lines) < 2: _refuse(path, 'lines', f'{len(lines)}', 'a recording needs at least two frames')
@@ -103,7 +105,7 @@ def log_inventory(
     for h, l in zip(held, lines):
         for i in l.get('inventory', ()): h[i['type']] = h.get(i['type'], 0) + int(i['quantity'])
     items = sorted({k for h in held for k in h})
-    return {f'inventory${k}': np.array([h.get(k, 0) for h in held]) for k in items} | dict(gui=np.array([l['isGuiOpen'] for l in lines]))
+    return {f'inventory${k}': np.array([h.get(k, 0) for h in held], np.int64) for k in items} | dict(gui=np.array([l['isGuiOpen'] for l in lines]))
 
 # %% ../nbs/06_videos.ipynb #0d99c22a
 def shrink(
@@ -137,5 +139,5 @@ def read_segment(
     film, info = np.ascontiguousarray(np.stack(frames).transpose(0, 3, 1, 2)), dict(player='contractor' if log else None)
     if not log: return Episode(film, None, None, False, {}, info)
     try: labels, rewards, beside = {k: v[:-1] for k, v in log_actions(log).items()}, event and log_events(log, event), log_inventory(log)
-    except (TypeError, AttributeError, KeyError) as e: _refuse(path.with_suffix('.jsonl'), 'values', f'not all are of the kind expected ({e})', _AGAIN)
+    except (TypeError, AttributeError, KeyError, ValueError, OverflowError) as e: _refuse(path.with_suffix('.jsonl'), 'values', f'not all are of the kind expected ({e})', _AGAIN)
     return Episode(film, labels, rewards, False, beside, info)

@@ -97,6 +97,7 @@ def damage(what):
         'truncated streamable video': (cut_in_the_middle, ['recording.mp4', 'cut short']),
         'empty video': (lambda d: (d/'recording.mp4').write_bytes(b''), ['recording.mp4', 'cut short']),
         'truncated labels': (lambda d: (d/'rendered.npz').write_bytes((d/'rendered.npz').read_bytes()[:200]), ['rendered.npz', 'cut short']),
+        'strange name in labels': (lambda d: (without_checksums(d), (d/'rendered.npz').write_bytes((d/'rendered.npz').read_bytes().replace(b'reward.npy', b're\n\x07rd.npy'))), ['rendered.npz', 're']),
         'pickled labels': (lambda d: (d/'rendered.npz').write_bytes(pickle.dumps([1])), ['rendered.npz']),
         'object array': (npz(lambda a: a.update(reward=np.array([{}]*12))), ['rendered.npz', 'reward', 'Python objects']),
         'lengths': (npz(lambda a: a.update(reward=np.zeros(11))), ['rendered.npz', 'lengths', 'action$action 12', 'reward 11']),

@@ -34,13 +34,14 @@ def test_damaged_bytes(tmp_path, suffix, full):
     damaged.write_bytes(good)
     assert read < (500 if full else 60) and (read_segment(path, event='mine_log').frames == whole.frames).all()
 
-@pytest.mark.parametrize('field, value', [('mouse', dict(dx='far')), ('mouse', dict(buttons=3)), ('keyboard', dict(keys=[1])), ('inventory', ['oak_log']), ('stats', {'minecraft.mine_block:minecraft.oak_log': 'b'})])
+@pytest.mark.parametrize('field, value', [('mouse', dict(dx='far')), ('mouse', dict(buttons=3)), ('keyboard', dict(keys=[1])), ('inventory', ['oak_log']),
+    ('inventory', [dict(type='oak_log', quantity='x')]), ('inventory', [dict(type='oak_log', quantity=10**30)]), ('mouse', dict(x=[])), ('mouse', dict(dx=1e300)), ('stats', {'minecraft.mine_block:minecraft.oak_log': 'b'})])
 def test_values_of_another_kind(tmp_path, field, value):
     path = write_segment(tmp_path/'source').with_suffix('.jsonl')
     rows = [json.loads(r) for r in path.read_text().splitlines()]
     rows[3][field] = value
     path.write_text('\n'.join(map(json.dumps, rows)))
-    with pytest.raises(RecordingError, match='a.jsonl: values: not all are of the kind expected'): read_segment(path.with_suffix('.mp4'), event='mine_log')
+    with pytest.raises(RecordingError, match='a.jsonl: (values: not all are of the kind expected|line 4: mouse)'): read_segment(path.with_suffix('.mp4'), event='mine_log')
 
 def test_every_event_converts(tmp_path):
     write_segment(tmp_path/'source')
