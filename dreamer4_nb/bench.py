@@ -8,8 +8,8 @@ __all__ = ['BENCHES', 'EQUAL', 'FORMAT', 'VERSION', 'spend', 'flops', 'Bench', '
            'hold_levels', 'dense_net', 'dynamics_step', 'dynamics_flow', 'dynamics_shortcut', 'Recomputed', 'dreaming',
            'generation', 'made_recordings', 'phase3', 'loader', 'evaluation', 'frame_by_frame', 'written_mask',
            'appended_cache', 'one_product', 'whole_layers', 'bf16', 'compiled', 'warmed', 'levers_tokenizer',
-           'levers_dynamics', 'levers_dream', 'Elsewhere', 'Away', 'levers_memory', 'from_nothing', 'peers',
-           'real_time', 'read_results', 'brief', 'run_benches', 'line', 'cli_bench']
+           'levers_dynamics', 'levers_dream', 'Elsewhere', 'Away', 'levers_memory', 'from_nothing', 'peers', 'Clock',
+           'compiled_training', 'real_time', 'read_results', 'brief', 'run_benches', 'line', 'cli_bench']
 
 # %% ../nbs/47_speed.ipynb #e6435eca
 import inspect, itertools, json, os, subprocess, sys, tempfile, time
@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from . import config as configs, imagination, transformer
 from .actions import ActionCodec, ActionSpace
-from .agent import Actor, Agent
+from .agent import Actor, Agent, agent_loss
 from .batches import LatentStore, MemoryRecordings, Windows
 from .claim import commit
 from .config import Config, DynamicsConfig, TokenizerConfig
@@ -33,7 +33,7 @@ from .recordings import write_json
 from .run import RunError, fast_memory, machine, versions, _choose, _command
 from .shortcut import corrupt
 from .tokenizer import Tokenizer, tokenizer_loss
-from .training import RMSNormalizer, make_optimizers
+from .training import Callback, Compile, Learner, RMSNormalizer, make_optimizers
 from .transformer import Layer, SpaceAttention, SwiGLU, TimeAttention, TimeCache, Transformer, window_mask
 
 # %% ../nbs/47_speed.ipynb #7ea37e03
@@ -432,6 +432,34 @@ def peers(python):
         peer_shortcut=lambda _: Bench({'ours': step(1), peer: them('shortcut'), 'ours, all sequences': step(4)}, 64, 'a shortcut step of the dynamics'),
         peer_generation=lambda _: Bench({'ours': from_nothing(c), peer: them('cached'), 'ours, no cache': from_nothing(c, kind=Recomputed), f'{peer}, no cache': them('uncached')}, 60,
                                         'dreaming to a length of 16 frames, K = 4'))
+
+# %% ../nbs/47_speed.ipynb #fef353d0
+class Clock(Callback):
+    "CPU and wall seconds after every step."
+    order = 99
+    def __init__(self): self.ticks = []
+    def before_fit(self, learner): self.after_step(learner)
+    def after_step(self, learner): self.ticks.append((time.process_time(), time.perf_counter()))
+
+def compiled_training(c, steps=100, arms=('plain', 'compiled')):
+    "CPU-seconds of a step of each stage, plain and compiled, in the second half of so many; what came before took that much longer in all."
+    tmp, found = tempfile.TemporaryDirectory(), {}
+    made, store = made_recordings(c, tmp.name)
+    parts = dict(tokenizer=(lambda: Tokenizer(c.tokenizer), tokenizer_loss(c.tokenizer)), dynamics=(lambda: world_model(c), dynamics_loss),
+                 agent=(lambda: Agent(world_model(c), codec(), c.agent), agent_loss()))
+    for name, (build, loss) in parts.items():
+        s, latents = getattr(c, f'{name}_training'), {} if name == 'tokenizer' else dict(latents=store, fields=())
+        for arm in arms:
+            torch.manual_seed(0)
+            clock, batches = Clock(), Windows(made, s.batch_size, s.length, relevant_fraction=s.relevant_fraction, single_image_fraction=s.single_image_fraction,
+                                              relevant_within=c.data.relevant_within, horizon=c.agent.mtp, seed=0, **latents)
+            Learner(build(), loss, batches, steps, lr=s.lr, callbacks=[clock] + [Compile()] * (arm == 'compiled'), device='cpu', progress=False).fit()
+            ticks = np.array(clock.ticks)
+            cpu, wall = (ticks[-1] - ticks[steps // 2]) / (steps - steps // 2)
+            found.setdefault(name, {})[arm] = dict(cpu_seconds=cpu, wall_seconds=wall, more_at_first=max(0., ticks[-1, 1] - ticks[0, 1] - steps * wall))
+    return dict(work=f'{steps} training steps of each stage', stages=found)
+
+BENCHES['compiled_training'] = compiled_training
 
 # %% ../nbs/47_speed.ipynb #50c1c30a
 def real_time(c, frames=300, context=64, threads=(1, 2), repeats=3):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'VIEWS', 'SHAPING', 'PERCEPTUAL', 'ATTENTION', 'REWARD_LOSSES', 'ADVANTAGES', 'INTRINSIC', 'OPTIMIZERS',
-           'SIZES', 'CONFIG_VERSION', 'refuse', 'Part', 'check_kind', 'at_least', 'above_zero', 'share', 'one_of',
-           'divides', 'DataConfig', 'TokenizerConfig', 'check_transformer', 'DynamicsConfig', 'AgentConfig',
+           'PRECISIONS', 'SIZES', 'CONFIG_VERSION', 'refuse', 'Part', 'check_kind', 'at_least', 'above_zero', 'share',
+           'one_of', 'divides', 'DataConfig', 'TokenizerConfig', 'check_transformer', 'DynamicsConfig', 'AgentConfig',
            'ImaginationConfig', 'StageConfig', 'EvaluationConfig', 'Config', 'unknown', 'merge', 'smoke', 'laptop',
            'glimpse', 'gpu', 'paper', 'named', 'from_dict', 'load']
 
@@ -280,7 +280,7 @@ def check(self:ImaginationConfig):
         refuse(self, 'value_warmup', f'must be less than iterations = {self.iterations}, or the policy never learns')
 
 # %% ../nbs/00_config.ipynb #3384acee
-OPTIMIZERS = ('adamw', 'muon')
+OPTIMIZERS, PRECISIONS = ('adamw', 'muon'), ('no', 'bf16', 'fp16')
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig(Part):
@@ -298,6 +298,8 @@ class StageConfig(Part):
     single_image_fraction:float=0. # share of sequences treated as separate images (3.2: 0.3 for the dynamics)
     relevant_fraction:float=0. # share of sequences drawn near a reward of the task (3.3: 0.5 for the agent)
     checkpoint:bool=False # compute layers once more in the backward pass instead of keeping their activations: less memory, more time; ours
+    mixed_precision:str='no' # 'no' is float32; 'bf16' or 'fp16' compute matrix products in half the bits; ours
+    compile:bool=False # run the model through torch.compile: minutes at the start, faster steps then; ours
 
 # %% ../nbs/00_config.ipynb #01367277
 @patch(as_prop=True)
@@ -314,7 +316,7 @@ def check(self:StageConfig):
         refuse(self, 'length', 'must be a number of frames or pairs (frames, weight)')
     at_least(self, 1, 'steps', 'batch_size'); at_least(self, 0, 'warmup', 'weight_decay', 'clip'); above_zero(self, 'lr')
     if self.warmup > self.steps: refuse(self, 'warmup', f'must be at most steps = {self.steps}')
-    share(self, 'decay', 'ema', 'single_image_fraction', 'relevant_fraction'); one_of(self, 'optimizer', OPTIMIZERS)
+    share(self, 'decay', 'ema', 'single_image_fraction', 'relevant_fraction'); one_of(self, 'optimizer', OPTIMIZERS); one_of(self, 'mixed_precision', PRECISIONS)
     if self.ema == 1: refuse(self, 'ema', 'must be less than 1, or the average never moves')
 
 # %% ../nbs/00_config.ipynb #277cae34
@@ -460,7 +462,7 @@ def glimpse()->Config: # a minute or two on two cores
 # %% ../nbs/00_config.ipynb #2e0b038e
 def gpu()->Config: # hours on one graphics card
     "A larger model of the same world"
-    stage = dict(batch_size=64, length=((16, 3), (64, 1)), warmup=500)
+    stage = dict(batch_size=64, length=((16, 3), (64, 1)), warmup=500, mixed_precision='bf16')
     return Config(name='gpu', minutes=300., data=DataConfig(episodes=5000),
         tokenizer=TokenizerConfig(width=512, depth=4, num_heads=8, num_registers=4, context=32),
         tokenizer_training=StageConfig(**stage, steps=30_000, single_image_fraction=0.3),
@@ -472,7 +474,7 @@ def gpu()->Config: # hours on one graphics card
 # %% ../nbs/00_config.ipynb #67404827
 def paper()->Config: # many accelerators
     "Minecraft at the paper's size (4.1); depth, width and heads are ours, as the paper is silent on them"
-    stage = dict(batch_size=256, length=((64, 3), (256, 1)), warmup=2000, checkpoint=True)
+    stage = dict(batch_size=256, length=((64, 3), (256, 1)), warmup=2000, checkpoint=True, mixed_precision='bf16')
     return Config(name='paper', minutes=100_000., data=DataConfig(task='recordings', episodes=30_000, held_out=0.02),
         tokenizer=TokenizerConfig(image_size=(384, 640), patch_size=16, width=1024, depth=16, num_heads=16, num_latents=512,
             latent_dim=16, num_registers=8, perceptual='lpips', soft_cap=50., context=192),

@@ -24,7 +24,7 @@ from . import config as configs
 from . import recordings as rec
 from .recordings import Recordings, new_file, write_json, signed, intact
 from .batches import Windows, LatentStore
-from .training import Learner, EMA, RMSNormalizer, load_model, make_accelerator, NonFiniteLoss, read_tensors, write_tensors, fill
+from .training import Learner, EMA, Compile, RMSNormalizer, load_model, make_accelerator, NonFiniteLoss, read_tensors, write_tensors, fill
 from .transformer import checkpointed
 from .tokenizer import Tokenizer, tokenizer_loss
 from .dynamics import Dynamics, dynamics_loss, generate
@@ -247,13 +247,13 @@ def train(self:Run, name, model, loss_fn, stage, recordings, then=None, floor=1e
                       single_image_fraction=stage.single_image_fraction, relevant_within=self.config.data.relevant_within,
                       horizon=self.config.agent.mtp, **windows)
     schedule = dict(warmup=stage.warmup, decay='linear', floor=0., decay_share=stage.decay)
-    callbacks = [EMA(stage.ema)] if stage.ema else []
+    callbacks = [EMA(stage.ema)]*(stage.ema > 0) + [Compile()]*stage.compile
     weights = dict(perceptual=self.config.tokenizer.perceptual_weight) | (dict(shortcut=self.config.agent.video_weight) if name == 'agent' else {})
     if stage.checkpoint: checkpointed(model)
     with self.stage(name) as note, self.together(name):
         learner = Learner(model, loss_fn, batches, stage.steps, self.out / name, stage.optimizer, stage.lr, stage.weight_decay, schedule,
                           stage.clip or None, weights, callbacks=callbacks, normalizer=RMSNormalizer(floor=floor), seed=self.seed,
-                          device=self.device, log_every=25, progress=self.progress, name=name)
+                          device=self.device, mixed_precision=stage.mixed_precision, log_every=25, progress=self.progress, name=name)
         learner.fit(resume=True)
         learner.accelerator.wait_for_everyone()   # the checkpoint is written
         if then: then()

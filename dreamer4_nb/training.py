@@ -6,13 +6,14 @@
 __all__ = ['schema_version', 'RMSNormalizer', 'learning_rate', 'make_optimizers', 'model_tensors', 'write_tensors', 'save_folder',
            'find_checkpoint', 'read_tensors', 'fill', 'load_model', 'StopTraining', 'Callback', 'make_accelerator',
            'NonFiniteLoss', 'Learner', 'EMA', 'Checkpoint', 'frames_in', 'Log', 'read_log', 'plot_log', 'TensorBoard',
-           'EarlyStopping']
+           'EarlyStopping', 'Compile']
 
 # %% ../nbs/05_training.ipynb #1dd9b1ae
-import json, math, os, shutil, signal, threading, time, zlib
+import json, math, os, shutil, signal, threading, time, warnings, zlib
 from collections import deque
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 import numpy as np, torch
 from accelerate import Accelerator
@@ -270,7 +271,7 @@ def make_accelerator(
     device = None if device is None else torch.device(device).type
     if device == 'cuda' and not torch.cuda.is_available(): raise ValueError("device: 'cuda', but PyTorch finds no GPU here; use 'cpu'")
     if mixed_precision not in ('no', 'bf16', 'fp16'): raise ValueError(f"mixed_precision: {mixed_precision!r} is not 'no', 'bf16' or 'fp16'")
-    if 'WORLD_SIZE' not in os.environ: AcceleratorState._reset_state(True)
+    AcceleratorState._reset_state('WORLD_SIZE' not in os.environ)      # under a launcher the processes stay together, with another precision if need be
     meeting = InitProcessGroupKwargs(init_method=os.environ.get('DREAMER4_INIT_METHOD'), timeout=timedelta(minutes=5))     # of several processes
     return Accelerator(cpu=device == 'cpu', mixed_precision=mixed_precision, kwargs_handlers=[meeting])
 
@@ -760,3 +761,23 @@ class EarlyStopping(Callback):
         if self.bad >= self.patience: raise StopTraining(f'{self.name}: no progress below {self.best:.4g} for {self.bad} measurements')
     def state_dict(self): return dict(best=self.best, bad=self.bad, values=self.values)
     def load_state_dict(self, state): self.best,self.bad,self.values = state.get('best'),state.get('bad', 0),state.get('values', [])
+
+# %% ../nbs/05_training.ipynb #46938c4e
+@cache
+def _no_compiler(device):
+    "Why `torch.compile` does not work on this device, or None."
+    try: torch.compile(lambda x: x.relu() + 1)(torch.ones(8, device=device))
+    except Exception as e: return f'{type(e).__name__}: ' + str(e).strip().split('\n')[0]      # PyTorch raises many kinds
+
+class Compile(Callback):
+    "Run the model's forward pass through `torch.compile` while training lasts; those of its parts, if it has none of its own."
+    def __init__(self): self.models = []
+    def before_fit(self, learner):
+        if learner.sharded: raise ValueError('Compile: does not go with FSDP here; leave out one of the two')
+        if why := _no_compiler(learner.device): warnings.warn(f'Compile: torch.compile does not work here ({why}); training goes on without'); return
+        own = lambda m: type(m).forward is not nn.Module.forward
+        self.models = [learner.model] if own(learner.model) else [m for m in learner.model.children() if own(m)]
+        for m in self.models: m.forward = torch.compile(m.forward, dynamic=False)
+    def close(self):
+        for m in self.models: del m.forward
+        self.models = []

@@ -147,7 +147,7 @@ class TimeAttention(Attention):
             mask = None if T <= context else window_mask(T, context, x.device)
             look = lambda *qkv: attend(*qkv, mask=mask, causal=mask is None and T > 1, soft_cap=self.soft_cap)
             o = self._paired(q, k, v, S, paired, context, look) if paired else look(q, k, v)
-            if single is not None and single.any():
+            if single is not None and (torch.compiler.is_compiling() or single.any()):
                 own = v.unflatten(0, (S, B))[:, -n:].flatten(0, 1).repeat_interleave(self.h // self.hkv, 1)
                 o = torch.where(single[-n:].repeat(S)[:, None, None, None], own, o)
         return self.out(o.unflatten(0, (S, n)).permute(1, 3, 0, 2, 4).reshape(n, T, S, -1))

@@ -182,6 +182,19 @@ def test_the_whole_command_under_torchrun(tmp_path):
     assert run.processes == 1 and run.run_all('imagination') and files(out) == before      # one process finds all of it done
     assert all(run.policy(n, run.trained('agent')) for n in ('bc', 'bc_all', 'imagination'))
 
+def test_each_stage_has_its_precision(tmp_path):
+    half = {f'{s}_training.mixed_precision': 'bf16' for s in ('tokenizer', 'dynamics')}
+    config = named('smoke').change(half | {'name': 'half'}).save(tmp_path/'config.json')
+    finish(launched(tmp_path/'half', '--config', config, '--upto', 'agent', '--unchecked')); finish(launched(tmp_path/'full', '--size', 'smoke', '--upto', 'agent'))
+    a, b = (read_log(tmp_path/n/'tokenizer')[-1]['loss'] for n in ('half', 'full'))
+    assert a != b and abs(a/b - 1) < .01
+
+@pytest.mark.slow
+def test_compiled_stages_learn_the_same(tmp_path):
+    fast = {f'{s}_training.compile': True for s in ('tokenizer', 'dynamics', 'agent')}
+    for name, changes in (('plain', {}), ('fast', fast)): Run(tmp_path/name, named('smoke').change(changes), processes=2, progress=False).run_all('agent')
+    for s in ('tokenizer', 'dynamics', 'agent'): np.testing.assert_allclose(curve(tmp_path/'fast'/s), curve(tmp_path/'plain'/s), rtol=1e-3)
+
 @pytest.mark.slow
 def test_a_launcher_and_helpers_learn_the_same(tmp_path):
     two, helped, cut = (tmp_path/n for n in ('two', 'helped', 'cut'))

@@ -110,3 +110,10 @@ assert torch.equal(*both) and l.accelerator.num_processes == 2
         capture_output=True, text=True, timeout=180, env=os.environ | dict(OMP_NUM_THREADS='1'))
     assert run.returncode == 0, run.stderr[-3000:]
     assert step_of(tmp_path/'run') == 20
+
+def test_training_goes_on_without_a_compiler(tmp_path):
+    "A machine without C++, on which nothing has been compiled before"
+    code = f"import sys; sys.path.insert(0, {str(job.parent)!r}); from training_job import learner; from dreamer4_nb.training import Compile; learner({str(tmp_path/'run')!r}, 20, callbacks=[Compile()]).fit()"
+    done = subprocess.run([sys.executable, '-c', code], env=os.environ | dict(CXX='/nowhere/c++', TORCHINDUCTOR_CACHE_DIR=str(tmp_path/'cache')), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and step_of(tmp_path/'run') == 20, done.stderr[-2000:]
+    assert 'torch.compile does not work here (InductorError' in done.stderr and 'training goes on without' in done.stderr
