@@ -739,7 +739,7 @@ class TensorBoard(Callback):
 # %% ../nbs/05_training.ipynb #1e85787a
 class EarlyStopping(Callback):
     "Stop when a held-out measure no longer falls."
-    order = 50
+    order = 86      # when the step is in the log
     def __init__(self,
         measure,     # function of the learner -> number, smaller is better
         every=500,   # steps between measurements
