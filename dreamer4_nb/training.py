@@ -780,4 +780,5 @@ class Compile(Callback):
         for m in self.models: m.forward = torch.compile(m.forward, dynamic=False)
     def close(self):
         for m in self.models: del m.forward
+        if self.models: torch.compiler.reset()      # versions count for each function, so that the next model would come too late
         self.models = []
