@@ -197,6 +197,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/dreamer4_nb', 'doc_host': 
                                    'dreamer4_nb.bench.one_product': ('nbs/speed.html#one_product', 'dreamer4_nb/bench.py'),
                                    'dreamer4_nb.bench.peers': ('nbs/speed.html#peers', 'dreamer4_nb/bench.py'),
                                    'dreamer4_nb.bench.phase3': ('nbs/speed.html#phase3', 'dreamer4_nb/bench.py'),
+                                   'dreamer4_nb.bench.precision': ('nbs/speed.html#precision', 'dreamer4_nb/bench.py'),
                                    'dreamer4_nb.bench.product': ('nbs/speed.html#product', 'dreamer4_nb/bench.py'),
                                    'dreamer4_nb.bench.read_results': ('nbs/speed.html#read_results', 'dreamer4_nb/bench.py'),
                                    'dreamer4_nb.bench.real_time': ('nbs/speed.html#real_time', 'dreamer4_nb/bench.py'),

@@ -9,7 +9,7 @@ __all__ = ['BENCHES', 'EQUAL', 'FORMAT', 'VERSION', 'spend', 'flops', 'Bench', '
            'generation', 'made_recordings', 'phase3', 'loader', 'evaluation', 'frame_by_frame', 'written_mask',
            'appended_cache', 'one_product', 'whole_layers', 'bf16', 'compiled', 'warmed', 'levers_tokenizer',
            'levers_dynamics', 'levers_dream', 'Elsewhere', 'Away', 'levers_memory', 'from_nothing', 'peers', 'Clock',
-           'compiled_training', 'real_time', 'read_results', 'brief', 'run_benches', 'line', 'cli_bench']
+           'compiled_training', 'precision', 'real_time', 'read_results', 'brief', 'run_benches', 'line', 'cli_bench']
 
 # %% ../nbs/47_speed.ipynb #e6435eca
 import inspect, itertools, json, os, subprocess, sys, tempfile, time
@@ -21,7 +21,7 @@ import numpy as np, torch
 from fastcore.script import call_parse
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from . import config as configs, imagination, transformer
+from . import config as configs, evaluation as ev, imagination, transformer
 from .actions import ActionCodec, ActionSpace
 from .agent import Actor, Agent, agent_loss
 from .batches import LatentStore, MemoryRecordings, Windows
@@ -30,7 +30,7 @@ from .config import Config, DynamicsConfig, TokenizerConfig
 from .dynamics import Dream, Dynamics, dynamics_loss
 from .pmpo import Imagination
 from .recordings import write_json
-from .run import RunError, fast_memory, machine, versions, _choose, _command
+from .run import Run, RunError, fast_memory, machine, versions, _choose, _command
 from .shortcut import corrupt
 from .tokenizer import Tokenizer, tokenizer_loss
 from .training import Callback, Compile, Learner, RMSNormalizer, make_optimizers
@@ -462,6 +462,15 @@ def compiled_training(c, steps=100, arms=('plain', 'compiled')):
     return dict(work=f'{steps} training steps of each stage', stages=found)
 
 BENCHES['compiled_training'] = compiled_training
+
+# %% ../nbs/47_speed.ipynb #833e93b1
+def precision(trunk, changes, seed, worlds):
+    "The tokenizer's stage with some settings changed, on the recordings of a run; `worlds` plays no part."
+    with tempfile.TemporaryDirectory() as tmp:
+        run = Run(Path(tmp)/'run', Run(trunk, progress=False).config.change(changes), progress=False, processes=1)
+        (run.out/'converted').symlink_to(Path(trunk).resolve()/'converted')
+        start = time.process_time(); run.tokenizer()
+        return dict(training_seconds=time.process_time() - start, psnr=ev.reconstruction_scores(run.trained('tokenizer'), run.data()[1], seed=seed)['psnr'])
 
 # %% ../nbs/47_speed.ipynb #50c1c30a
 def real_time(c, frames=300, context=64, threads=(1, 2), repeats=3):

@@ -26,6 +26,7 @@ from .cascade import CASCADE, cascade
 from .forcing import forcing
 from .intrinsic import inventory_potential, potential_shaping, raw_shaping
 from .schedule import SAMPLERS, dream_scores
+from .bench import precision
 from .check import alignment
 from .claim import commit
 from .config import EvaluationConfig, unknown
@@ -335,6 +336,9 @@ EXPERIMENTS = {
         'short target': _PAPER | {'teach': 'short target'}, 'short target, reviewed sampler': _PAPER | {'teach': 'short target', 'sampler': 'reviewed'},
         'ramp on large steps only': _PAPER | {'teach': 'ramp on large steps only'}, 'one level per sequence': _PAPER | {'teach': 'one level per sequence'}, 'one level, clean past': _PAPER | {'teach': 'one level per sequence', 'dynamics.context_signal': 1.},
         'a grid of 4': _PAPER | {'dynamics.k_max': 4}, 'chosen': {}}),
+    'precision': Experiment(measure=precision, common={}, after='convert', arms={        # chapter 47
+        'float32': {}, 'bfloat16': {'tokenizer_training.mixed_precision': 'bf16'}, 'float32, compiled': {'tokenizer_training.compile': True},
+        'bfloat16, compiled': {'tokenizer_training.mixed_precision': 'bf16', 'tokenizer_training.compile': True}}),
     'cascade': Experiment(measure=cascade, common={}, after='encode', arms=CASCADE),     # chapter 48
     'sampling_steps': Experiment(measure=sampling_steps, common={}, arms={f'K = {k}': {'dynamics.sample_steps': k} for k in (1, 2, 4)}),
     'reward_head': Experiment(measure=reward_head, common={}, arms={
