@@ -1,11 +1,17 @@
 "Worlds are the same in every process, whatever the hash seed and the memory addresses."
-import os, subprocess, sys
-import pytest
-pytest.importorskip('crafter')
 
-CODE = '''
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("crafter")
+
+CODE = """
 import hashlib, sys
-from dreamer4_nb.world import make_world, draw_player, play_episode, expert
+from dreamer4_nb.worlds.crafter import make_world
+from dreamer4_nb.worlds.players import draw_player, play_episode, expert
 import numpy as np
 digest, junk = hashlib.sha256(), [object() for _ in range(int(sys.argv[1]))]
 for task, view in (('collect_wood', 'grid'), ('tools', 'grid'), ('tools', 'stock')):
@@ -15,11 +21,19 @@ for task, view in (('collect_wood', 'grid'), ('tools', 'grid'), ('tools', 'stock
         for array in (frames, actions, rewards): digest.update(array.tobytes())
         digest.update(repr((terminated, sorted(info['achievements'].items()))).encode())
 print(digest.hexdigest())
-'''
+"""
+
 
 def run(hash_seed, junk):
-    env = dict(os.environ, PYTHONHASHSEED=str(hash_seed), OMP_NUM_THREADS='1')
-    return subprocess.run([sys.executable, '-c', CODE, str(junk)], capture_output=True, text=True, env=env, check=True).stdout
+    env = dict(os.environ, PYTHONHASHSEED=str(hash_seed), OMP_NUM_THREADS="1")
+    return subprocess.run(
+        [sys.executable, "-c", CODE, str(junk)],
+        capture_output=True,
+        text=True,
+        env=env,
+        check=True,
+    ).stdout
+
 
 def test_same_in_every_process():
     first = run(1, 10)
