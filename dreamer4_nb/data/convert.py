@@ -138,7 +138,7 @@ def _encode_actions(folder, episode, space):
     if episode.actions is None:
         return None
     if space is None:
-        recording_error(
+        raise recording_error(
             folder,
             "action_space",
             "unknown",
@@ -150,7 +150,7 @@ def _encode_actions(folder, episode, space):
     except (ValueError, TypeError, AttributeError) as e:
         raise RecordingError(f"{folder / 'rendered.npz'}: {e}") from None
     if said != space:
-        recording_error(
+        raise recording_error(
             folder / "metadata.json",
             "action_space",
             "differs from that of the data set",
@@ -212,7 +212,7 @@ def convert_one(
         pass
     try:
         if reason := next((r for part, r in KNOWN_BAD.items() if part in name), None):
-            recording_error(folder, "episode", reason, "nothing to mend: leave it out")
+            raise recording_error(folder, "episode", reason, "nothing to mend: leave it out")
         if video:
             from dreamer4_nb.data.vpt import read_segment
         episode = (
@@ -226,7 +226,7 @@ def convert_one(
             episode.rewards = shaped_rewards(episode, *shaping)
         size = episode.frames.shape[2:]
         if size != tuple(image_size):
-            recording_error(
+            raise recording_error(
                 folder / "recording.mp4",
                 "frames",
                 "are {}x{}, this data set is {}x{}".format(*size, *image_size),

@@ -28,13 +28,13 @@ def read_npz(
                 arrays[key] = z[key]
     except Exception as e:
         if "Object arrays" in str(e):
-            recording_error(
+            raise recording_error(
                 path,
                 key,
                 "holds Python objects, which are never unpickled",
                 "save it as numbers or plain strings",
             )
-        recording_error(
+        raise recording_error(
             path,
             key,
             f"cannot be read ({e})",
@@ -81,7 +81,7 @@ def check_labels(
     lengths = {}
     arrays = {_modern(k): a for k, a in arrays.items()}
     if {"action$vector", "observation$vector"} & arrays.keys():
-        recording_error(
+        raise recording_error(
             path,
             "vector",
             "is obfuscated (a VectorObf environment): its numbers have no names",
@@ -90,16 +90,16 @@ def check_labels(
     for key, a in arrays.items():
         kind = key.split("$")[0]
         if key != "reward" and (kind not in ("action", "observation") or "$" not in key):
-            recording_error(
+            raise recording_error(
                 path,
                 key,
                 "unknown key",
                 "expected reward, action$<name> or observation$<name>: rename or drop it",
             )
         if "/" in key or "\\" in key:
-            recording_error(path, key, "cannot be part of a file name", "rename it")
+            raise recording_error(path, key, "cannot be part of a file name", "rename it")
         if a.dtype.kind not in "biufUS":
-            recording_error(
+            raise recording_error(
                 path, key, f"has type {a.dtype}", "save it as numbers or plain strings"
             )
         lengths[key] = (a.shape[0] if a.ndim else 0) - (kind == "observation")
@@ -107,7 +107,7 @@ def check_labels(
         shown = ", ".join(
             f"{k} {n + k.startswith('observation$')}" for k, n in lengths.items()
         )
-        recording_error(
+        raise recording_error(
             path,
             "lengths",
             f"disagree: {shown}",
@@ -130,12 +130,12 @@ def check_labels(
 # %% ../../nbs/data/03_recordings.ipynb #6b80fc82
 def _check_rewards(rewards, path):
     if rewards.ndim != 1 or rewards.dtype.kind not in "biuf":
-        recording_error(
+        raise recording_error(
             path, "reward", f"is {rewards.dtype} {rewards.shape}", "needs T numbers"
         )
     bad = np.flatnonzero(~np.isfinite(rewards))
     if len(bad):
-        recording_error(
+        raise recording_error(
             path,
             "reward",
             f"{rewards[bad[0]]} at step {bad[0]}",
@@ -153,14 +153,14 @@ def align(
     if steps is None:
         steps = len(frames) - 1
     if steps < 1:
-        recording_error(
+        raise recording_error(
             path,
             "frames",
             f"{len(frames)} frames and {steps} steps",
             "a recording needs at least one step",
         )
     if len(frames) < steps + 1:
-        recording_error(
+        raise recording_error(
             path,
             "frames",
             f"{len(frames)} frames for {steps} steps, which need {steps + 1}",
@@ -190,11 +190,11 @@ def write_episode(
         arrays["reward"] = np.asarray(rewards, np.float32)
     labels = check_labels({k: np.asarray(v) for k, v in arrays.items()}, folder)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
-        recording_error(
+        raise recording_error(
             folder, "frames", f"{frames.dtype} {frames.shape}", "needs uint8 (T+1, H, W, 3)"
         )
     if len(align(frames, labels.steps, folder)) != len(frames):
-        recording_error(
+        raise recording_error(
             folder, "frames", f"{len(frames)} for {labels.steps} steps", "needs T+1"
         )
     with atomic_folder(folder) as new:
@@ -242,16 +242,16 @@ def _read_metadata(path):
     try:
         d = json.loads(path.read_text())
     except FileNotFoundError:
-        recording_error(path, "file", "is missing", COPY_AGAIN)
+        raise recording_error(path, "file", "is missing", COPY_AGAIN)
     except ValueError as e:
-        recording_error(path, "file", f"is not JSON ({e})", COPY_AGAIN)
+        raise recording_error(path, "file", f"is not JSON ({e})", COPY_AGAIN)
     if not isinstance(d, dict):
-        recording_error(path, "file", "does not hold a dictionary", COPY_AGAIN)
+        raise recording_error(path, "file", "does not hold a dictionary", COPY_AGAIN)
     for k, kind in dict(
         duration_steps=int, true_video_frame_count=int, terminated=int, success=int, crc32=dict
     ).items():
         if not isinstance(d.get(k), (kind, type(None))):
-            recording_error(path, k, f"is {d[k]!r}", "mend it, or " + COPY_AGAIN)
+            raise recording_error(path, k, f"is {d[k]!r}", "mend it, or " + COPY_AGAIN)
     return d
 
 # %% ../../nbs/data/03_recordings.ipynb #c3543469
@@ -264,13 +264,13 @@ def read_episode(
         raise FileNotFoundError(f"{folder}: no such folder; check the path")
     for f in ("recording.mp4", "rendered.npz"):
         if not (folder / f).is_file():
-            recording_error(folder / f, "file", "is missing", COPY_AGAIN)
+            raise recording_error(folder / f, "file", "is missing", COPY_AGAIN)
     info = _read_metadata(folder / "metadata.json")
     labels = check_labels(read_npz(folder / "rendered.npz"), folder / "rendered.npz")
     said = info.get("duration_steps")
     counted = info.get("true_video_frame_count")
     if None not in (said, labels.steps) and said != labels.steps:
-        recording_error(
+        raise recording_error(
             folder / "metadata.json",
             "duration_steps",
             f"says {said}, rendered.npz has {labels.steps}",
@@ -278,7 +278,7 @@ def read_episode(
         )
     frames = read_video(folder / "recording.mp4")
     if counted is not None and len(frames) < counted:
-        recording_error(
+        raise recording_error(
             folder / "recording.mp4",
             "frames",
             f"{len(frames)}, metadata.json counted {counted}",
@@ -289,7 +289,7 @@ def read_episode(
     )
     for f, crc in (info.get("crc32") or {}).items():
         if (folder / f).is_file() and _crc(folder / f) != crc:
-            recording_error(
+            raise recording_error(
                 folder / f,
                 "crc32",
                 "the file is not what was recorded (see metadata.json)",

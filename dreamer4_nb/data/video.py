@@ -57,15 +57,17 @@ def video_frames(
     try:
         with av.open(str(path)) as video:
             if not video.streams.video:
-                recording_error(path, "video", "has no video stream", "record it again")
+                raise recording_error(path, "video", "has no video stream", "record it again")
             stream = video.streams.video[0]
             stream.codec_context.thread_count = 1
             for packet in video.demux(stream):
                 if packet.is_corrupt:
-                    recording_error(path, "video", f"broken after {shown} frames", TRUNCATED)
+                    raise recording_error(
+                        path, "video", f"broken after {shown} frames", TRUNCATED
+                    )
                 for f in packet.decode():
                     if f.is_corrupt:
-                        recording_error(
+                        raise recording_error(
                             path,
                             "video",
                             f"broken after {shown} frames",
@@ -74,7 +76,7 @@ def video_frames(
                     shown += 1
                     yield to_rgb.reformat(f, format="rgb24").to_ndarray()
     except (av.error.FFmpegError, EOFError) as e:
-        recording_error(
+        raise recording_error(
             path,
             "video",
             f"cannot be decoded ({getattr(e, 'strerror', None) or e})",
@@ -88,7 +90,7 @@ def read_video(
     "All frames of a video at once."
     frames = list(video_frames(path))
     if len({f.shape for f in frames}) != 1:
-        recording_error(
+        raise recording_error(
             path, "video", "has no frames, or frames of several sizes", "record it again"
         )
     return np.stack(frames)

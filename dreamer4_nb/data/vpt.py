@@ -25,24 +25,24 @@ def read_vpt_log(
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
-        recording_error(
+        raise recording_error(
             path, "file", f"cannot be read ({getattr(e, 'strerror', None) or e})", COPY_AGAIN
         )
     for i, row in enumerate(text.rstrip("\r\n").split("\n"), 1):
         try:
             found = json.loads(row)
         except ValueError:
-            recording_error(path, f"line {i}", "is cut in half or not JSON", COPY_AGAIN)
+            raise recording_error(path, f"line {i}", "is cut in half or not JSON", COPY_AGAIN)
         for k, kind in _NEEDED.items():
             if not isinstance(found, dict) or not isinstance(found.get(k), kind):
-                recording_error(
+                raise recording_error(
                     path,
                     f"line {i}",
                     f"has no {k!r}",
                     "expected a log of VPT or BASALT: " + COPY_AGAIN,
                 )
         if not 0 <= found["hotbar"] <= 8:
-            recording_error(
+            raise recording_error(
                 path,
                 f"line {i}",
                 f"hotbar is {found['hotbar']}",
@@ -50,7 +50,7 @@ def read_vpt_log(
             )
         for k in ("x", "y", "dx", "dy"):
             if type(v := found["mouse"].get(k, 0)) not in (int, float) or not abs(v) < 1e6:
-                recording_error(
+                raise recording_error(
                     path,
                     f"line {i}",
                     f"mouse.{k} is {v!r}",
@@ -58,9 +58,9 @@ def read_vpt_log(
                 )
         lines.append(found)
     if any("stats" in l for l in lines) and not all("stats" in l for l in lines):
-        recording_error(path, "stats", "are in some lines only", COPY_AGAIN)
+        raise recording_error(path, "stats", "are in some lines only", COPY_AGAIN)
     if len(lines) < 2:
-        recording_error(
+        raise recording_error(
             path, "lines", f"{len(lines)}", "a recording needs at least two frames"
         )
     return lines
@@ -223,7 +223,7 @@ def read_segment(
     "A video with its log, or without one: then there are no actions."
     path = Path(path)
     if not path.is_file():
-        recording_error(path, "file", "is missing", "copy it, or take it off the index")
+        raise recording_error(path, "file", "is missing", "copy it, or take it off the index")
     log = (
         read_vpt_log(path.with_suffix(".jsonl"))
         if path.with_suffix(".jsonl").exists()
@@ -238,12 +238,12 @@ def read_segment(
             draw_cursor(frame, log[t]["mouse"].get("x", 0.0), log[t]["mouse"].get("y", 0.0))
         frames.append(resize_area(frame, image_size))
     if log and len(frames) < len(log) - MAY_LACK:
-        recording_error(
+        raise recording_error(
             path, "frames", f"{len(frames)}, its log has {len(log)} lines", TRUNCATED
         )
     log = log and log[: len(frames)]
     if len(frames) < 2:
-        recording_error(
+        raise recording_error(
             path, "frames", f"{len(frames)}", "a recording needs at least one step"
         )
     film = np.ascontiguousarray(np.stack(frames).transpose(0, 3, 1, 2))
@@ -255,7 +255,7 @@ def read_segment(
         rewards = event and log_events(log, event)
         beside = log_inventory(log)
     except (TypeError, AttributeError, KeyError, ValueError, OverflowError) as e:
-        recording_error(
+        raise recording_error(
             path.with_suffix(".jsonl"),
             "values",
             f"not all are of the kind expected ({e})",
