@@ -186,7 +186,8 @@ class DataConfig:
     # steps after a window in which a reward still makes it relevant to the task;
     # ours (3.3, number silent)
     relevant_within: Count = 15
-    # event that pays 1 in recordings with a log, a name in chapter "Videos, with a log or without"; None: no rewards
+    # event that pays 1 in recordings with a log, a name in chapter
+    # "Videos, with a log or without"; None: no rewards
     event: Name | None = None
     # adds to the rewards what the inventory is worth: 'none', 'raw' (the review's) or
     # 'potential' (chapter "Rewards of one's own")
@@ -394,7 +395,8 @@ class AgentConfig:
     num_bins: Positive = 255
     # outermost bin in symlog units, so rewards and returns up to exp(bin_range) - 1; ours
     bin_range: BinRange = 5.0
-    # loss of the reward head, compared in chapter "The reward head that predicts nothing"; 'two_hot' is the paper's (3.3)
+    # loss of the reward head, compared in chapter "The reward head that predicts nothing";
+    # 'two_hot' is the paper's (3.3)
     reward_loss: RewardLoss = "two_hot"
     # weigh windows so that rewards count as often as they occur, although half of the
     # windows lie near one; ours
@@ -436,10 +438,11 @@ class ImaginationConfig:
     alpha: Fraction = 0.5  # weight of the good actions, 1 - alpha that of the bad ones (11)
     beta: ZeroOrMore = 0.3  # weight of KL[policy || frozen prior] (11)
     # weight of the same KL between how often each action is taken over all imagined steps,
-    # which limits the drift from the prior (chapter "PMPO: learning from the sign of the advantage"); ours
+    # which limits the drift from the prior
+    # (chapter "PMPO: learning from the sign of the advantage"); ours
     marginal_beta: ZeroOrMore = 0.0
-    # how imagined steps are split into good and bad ones, compared in chapter "When advantages say nothing"; 'sign' is
-    # the paper's (11)
+    # how imagined steps are split into good and bad ones, compared in chapter
+    # "When advantages say nothing"; 'sign' is the paper's (11)
     advantages: Advantages = "sign"
     # reward for what the recordings did not teach, added to the task's in imagination:
     # 'none', 'error' or 'novelty' (chapter "Rewards of one's own")
@@ -523,6 +526,10 @@ class StageConfig:
     mixed_precision: Precision = "no"
     # run the model through torch.compile: minutes at the start, faster steps then; ours
     compile: Flag = False
+    # steps without improvement of the loss after which the stage ends; 0: never; ours
+    patience: Count = 0
+    # also log scalars for TensorBoard; ours
+    tensorboard: Flag = False
 
     @property
     def lengths(self) -> tuple[tuple[int, float], ...]:  # pairs (frames, weight)
