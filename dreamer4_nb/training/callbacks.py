@@ -17,9 +17,10 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from .checkpoint import _is_slice, _like, _plain, read_tensors
 from torch import nn
 from tqdm import tqdm
+
+from .checkpoint import is_sharded, read_tensors, shard_like, unwrap_model
 
 # %% ../../nbs/training/03_callbacks.ipynb #d33eb86c
 class StopTraining(Exception):
@@ -68,7 +69,7 @@ class EMA(Callback):
         if self.tensors is None:
             self.tensors = {n: p.clone() for n, p in own.items()}
         self._pairs = [
-            [x.to_local() if _is_slice(x) else x for x in d.values()]
+            [x.to_local() if is_sharded(x) else x for x in d.values()]
             for d in (self.tensors, own)
         ]
 
@@ -77,7 +78,9 @@ class EMA(Callback):
         torch._foreach_lerp_(*self._pairs, 1 - min(self.decay, self.count / (9 + self.count)))
 
     def _of(self, model):
-        return {n: p.detach() for n, p in _plain(model).named_parameters() if p.requires_grad}
+        return {
+            n: p.detach() for n, p in unwrap_model(model).named_parameters() if p.requires_grad
+        }
 
     def state_dict(self):
         return dict(count=self.count)
@@ -92,7 +95,7 @@ class EMA(Callback):
             raise ValueError(
                 f"{path}: does not fit the model; build it with the configuration of the checkpoint"
             )
-        self.tensors = {k: _like(found[k].to(v.device), v) for k, v in own.items()}
+        self.tensors = {k: shard_like(found[k].to(v.device), v) for k, v in own.items()}
 
     @contextmanager
     def applied(

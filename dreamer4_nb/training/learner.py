@@ -19,21 +19,22 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
+from torch import nn
+
 from .callbacks import EMA, Checkpoint, Log, StopTraining
 from dreamer4_nb.training.checkpoint import (
     SCHEMA_VERSION,
-    _is_slice,
     _optimizer_state,
     _read_state,
     _restore_optimizers,
     find_checkpoint,
+    is_sharded,
     load_tensors,
     model_tensors,
     read_tensors,
     save_checkpoint,
 )
 from .optim import RMSNormalizer, learning_rate, make_optimizers
-from torch import nn
 
 # %% ../../nbs/training/05_learner.ipynb #af149479
 def make_accelerator(
@@ -376,7 +377,7 @@ class Learner:
         if self.sharded:
             self._shard()
 
-    def _everyones(self, terms):
+    def _mean_over_processes(self, terms):
         "Terms with their mean over all processes as value, and the gradient that they have in this one; a Ctrl-C goes along."
         mine = torch.stack(
             [
@@ -392,7 +393,7 @@ class Learner:
         self._message = mean[-1]
         return {k: v + d for (k, v), d in zip(terms.items(), mean - mine)}
 
-    def _average_gradients(self):
+    def _all_reduce_gradients(self):
         for p in self.parameters:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
@@ -436,7 +437,7 @@ class Learner:
         "Whole tensors for the process that writes them; all have to hand in their slices."
         out = {}
         for k, v in tensors.items():
-            v = v.full_tensor() if _is_slice(v) else v
+            v = v.full_tensor() if is_sharded(v) else v
             if self.accelerator.is_main_process:
                 out[k] = v.cpu()
         return out
