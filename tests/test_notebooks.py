@@ -1,4 +1,4 @@
-"Every notebook runs from top to bottom, in its own folder, with its slow cells left out unless --full is given"
+"Every notebook runs from top to bottom in its own folder; slow cells only with --full"
 
 from pathlib import Path
 
@@ -7,14 +7,16 @@ import pytest
 from nbdev.test import test_nb as run_notebook
 
 root = Path(__file__).resolve().parent.parent
-notebooks = sorted(root.glob("nbs/*.ipynb")) + sorted(root.glob("index.ipynb"))
+notebooks = [*sorted(root.glob("nbs/**/[0-9][0-9]_*.ipynb")), root / "index.ipynb"]
 
 
-@pytest.mark.parametrize("notebook", notebooks, ids=lambda p: p.stem)
+def name_of(path):
+    return str(path.relative_to(root).with_suffix("")).removeprefix("nbs/")
+
+
+@pytest.mark.parametrize("notebook", notebooks, ids=name_of)
 def test_notebook(notebook, full, monkeypatch):
-    monkeypatch.setenv(
-        "IN_TEST", "1"
-    )  # `run_notebook` sets it and leaves it; other tests must not inherit it
+    monkeypatch.setenv("IN_TEST", "1")  # `run_notebook` sets it and leaves it
     backend = matplotlib.get_backend()
     passed, _ = run_notebook(
         notebook,

@@ -1,4 +1,4 @@
-"What is kept in git agrees: notebooks with package, notebooks with their clean form, README with index"
+"What is kept in git agrees: package and notebooks, clean notebooks, README and index"
 
 import json
 import re
@@ -11,59 +11,56 @@ import pytest
 from readme import write_readme
 
 root = Path(__file__).resolve().parent.parent
-notebooks = sorted(root.glob("nbs/*.ipynb")) + sorted(root.glob("index.ipynb"))
-cells = lambda nb: [
-    o for o in json.loads(nb.read_text(encoding="utf-8"))["cells"] if o["cell_type"] == "code"
-]
+notebooks = [*sorted(root.glob("nbs/**/[0-9][0-9]_*.ipynb")), root / "index.ipynb"]
 each_notebook = pytest.mark.parametrize("notebook", notebooks, ids=lambda p: p.stem)
 
 
-@pytest.fixture
-def copy(tmp_path):
-    "A copy of the settings, the notebooks and the package's `__init__.py`, in which nbdev's commands may write"
-    for f in (
-        root / "settings.ini",
-        root / "pyproject.toml",
-        root / "dreamer4_nb/__init__.py",
-        *notebooks,
-    ):
-        to = tmp_path / f.relative_to(root)
-        to.parent.mkdir(exist_ok=True)
-        shutil.copy(f, to)
-    return tmp_path
+def code_cells(notebook):
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    "A copy of settings, notebooks and `__init__.py`, in which nbdev's commands may write."
+    folder = tmp_path_factory.mktemp("copy")
+    init = root / "dreamer4_nb/__init__.py"
+    for file in (root / "settings.ini", root / "pyproject.toml", init, *notebooks):
+        to = folder / file.relative_to(root)
+        to.parent.mkdir(exist_ok=True, parents=True)
+        shutil.copy(file, to)
+    return folder
 
 
 def nbdev(command, folder):
-    r = subprocess.run(
-        [Path(sysconfig.get_path("scripts")) / command],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
-    assert r.returncode == 0, r.stderr
+    program = Path(sysconfig.get_path("scripts")) / command
+    result = subprocess.run([program], cwd=folder, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
-def contents(folder):
+def modules(folder):
+    package = folder / "dreamer4_nb"
     return {
-        o.name: o.read_text(encoding="utf-8") for o in (folder / "dreamer4_nb").glob("*.py")
+        str(path.relative_to(package)): path.read_text(encoding="utf-8")
+        for path in package.rglob("*.py")
     }
 
 
 def test_package_is_exported(copy):
     nbdev("nbdev_export", copy)
-    old, new = contents(root), contents(copy)
-    assert sorted(old) == sorted(new), "modules and notebooks do not match: run `make export`"
-    assert [o for o in old if old[o] != new[o]] == [], (
-        "modules differ from their notebooks: run `make export`"
-    )
+    committed = modules(root)
+    exported = modules(copy)
+    assert sorted(committed) == sorted(exported), "run `make export`"
+    differing = [name for name in committed if committed[name] != exported[name]]
+    assert differing == [], "modules differ from their notebooks: run `make export`"
 
 
 def test_notebooks_are_clean(copy):
     nbdev("nbdev_clean", copy)
     unclean = [
-        o.name
-        for o in notebooks
-        if o.read_bytes() != (copy / o.relative_to(root)).read_bytes()
+        str(path)
+        for path in notebooks
+        if path.read_bytes() != (copy / path.relative_to(root)).read_bytes()
     ]
     assert unclean == [], "not clean: run `make export`"
 
@@ -75,23 +72,22 @@ def test_notebook_is_small(notebook):
 
 @each_notebook
 def test_no_saved_error(notebook):
-    kinds = [o["output_type"] for c in cells(notebook) for o in c["outputs"]]
+    kinds = [
+        output["output_type"] for cell in code_cells(notebook) for output in cell["outputs"]
+    ]
     assert "error" not in kinds
 
 
 @each_notebook
 def test_no_path_of_a_machine(notebook):
-    found = re.findall(
-        r"(?<![\w.])/(?:work|root|home|Users)/[\w./-]+", notebook.read_text(encoding="utf-8")
-    )
-    assert found == []
+    pattern = r"(?<![\w.])/(?:work|root|home|Users)/[\w./-]+"
+    assert re.findall(pattern, notebook.read_text(encoding="utf-8")) == []
 
 
-@pytest.mark.skipif(not (root / "index.ipynb").exists(), reason="no index.ipynb")
 def test_readme_is_the_index(tmp_path):
-    old = [
-        o
-        for o in write_readme(tmp_path)
-        if not (root / o).exists() or (root / o).read_bytes() != (tmp_path / o).read_bytes()
-    ]
-    assert old == [], "not what the index says: run `make readme`"
+    different = []
+    for name in write_readme(tmp_path):
+        committed = root / name
+        if not committed.exists() or committed.read_bytes() != (tmp_path / name).read_bytes():
+            different.append(name)
+    assert different == [], "not what the index says: run `make readme`"
