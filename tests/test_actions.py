@@ -1,9 +1,10 @@
 "Property tests of the action codec."
 
 import numpy as np
+import pytest
 import torch
 from dreamer4_nb.data.actions import ActionCodec, ActionSpace, bins_to_camera, camera_to_bins
-from dreamer4_nb.models.actions import ActionEmbedding
+from dreamer4_nb.models.actions import ActionEmbedding, action_distribution
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -14,15 +15,11 @@ words = st.text("abcdefghij", min_size=1, max_size=4)
 @st.composite
 def spaces(draw):
     names = draw(st.lists(words, min_size=1, max_size=7, unique=True))
-    kinds = draw(
-        st.lists(st.sampled_from(["key", "choice"]), min_size=len(names), max_size=len(names))
-    )
+    is_key = draw(st.lists(st.booleans(), min_size=len(names), max_size=len(names)))
     options = st.lists(words, min_size=1, max_size=6, unique=True)
-    return ActionSpace(
-        [n for n, k in zip(names, kinds) if k == "key"],
-        draw(st.sampled_from([None, "camera"])),
-        {n: draw(options) for n, k in zip(names, kinds) if k == "choice"},
-    )
+    keys = [name for name, key in zip(names, is_key) if key]
+    choices = {name: draw(options) for name, key in zip(names, is_key) if not key}
+    return ActionSpace(keys, draw(st.sampled_from([None, "camera"])), choices)
 
 
 def draw_components(codec, shape, seed):
@@ -39,11 +36,9 @@ def test_round_trip(space, shape, seed):
     codec = ActionCodec(space)
     components = draw_components(codec, shape, seed)
     back = codec.encode(codec.decode(components))
-    assert (
-        back.dtype == np.int64
-        and back.shape == components.shape
-        and (back == components).all()
-    )
+    assert back.dtype == np.int64
+    assert back.shape == components.shape
+    assert (back == components).all()
     assert ActionSpace.from_dict(space.to_dict()) == space
 
 
@@ -61,18 +56,16 @@ def test_camera(degrees):
 @settings(deadline=None, max_examples=40)
 @given(spaces(), seeds)
 def test_distribution(space, seed):
-    codec, g = ActionCodec(space), torch.Generator().manual_seed(seed)
+    codec = ActionCodec(space)
+    g = torch.Generator().manual_seed(seed)
     d = action_distribution(codec, torch.randn(4, codec.num_logits, generator=g) * 3)
-    again = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
-    sample = d.sample(again[0])
-    assert torch.equal(sample, d.sample(again[1]))
-    assert (
-        sample.shape == (4, codec.num_components)
-        and (sample < torch.tensor(codec.sizes)).all()
-        and (sample >= 0).all()
-    )
+    sample = d.sample(torch.Generator().manual_seed(1))
+    assert torch.equal(sample, d.sample(torch.Generator().manual_seed(1)))
+    assert sample.shape == (4, codec.num_components)
+    assert ((sample >= 0) & (sample < torch.tensor(codec.sizes))).all()
     assert (d.log_prob(d.mode()) >= d.log_prob(sample) - 1e-5).all()
-    assert (d.kl(d).abs() < 1e-5).all() and (d.entropy() >= -1e-5).all()
+    assert (d.kl(d).abs() < 1e-5).all()
+    assert (d.entropy() >= -1e-5).all()
     assert ActionEmbedding(codec, 4)(sample).shape == (4, 1, 4)
 
 
@@ -82,9 +75,48 @@ def test_extreme_logits():
     logits[:, ::2] = -300.0
     logits.requires_grad_()
     d = action_distribution(codec, logits, temperature=0.1)
-    (
-        d.log_prob(d.sample())
-        + d.entropy()
-        + d.kl(action_distribution(codec, torch.zeros_like(logits)))
-    ).sum().backward()
+    uniform = action_distribution(codec, torch.zeros_like(logits))
+    total = d.log_prob(d.sample()) + d.entropy() + d.kl(uniform)
+    total.sum().backward()
     assert logits.grad.isfinite().all()
+
+
+CODEC = ActionCodec(ActionSpace(("jump",), "camera", {"craft": ("none", "planks")}))
+RIGHT = dict(jump=[0, 1], camera=[[0, 0], [1, 2]], craft=["none", "planks"])
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(fly=[0, 0]), "action 'fly': unknown key"),
+        (dict(jump=[0, 2]), "action 'jump': a key is 0 or 1, got 2"),
+        (dict(jump=["no", "yes"]), "action 'jump': a key is 0 or 1, got <U3"),
+        (dict(camera=[0, 1]), r"action 'camera': has shape \(2,\)"),
+        (dict(camera=[[0, np.nan], [0, 0]]), "action 'camera': degrees must be finite"),
+        (dict(craft=["none", "boat"]), "action 'craft': unknown option 'boat'"),
+        (dict(craft=[0, 2]), r"action 'craft': needs option names or numbers 0..1"),
+        (dict(jump=[0]), r"lengths disagree: jump \(1,\), camera \(2,\), craft \(2,\)"),
+    ],
+)
+def test_wrong_actions_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        CODEC.encode(RIGHT | changes)
+
+
+def test_missing_action_is_named():
+    with pytest.raises(ValueError, match="action 'craft': missing"):
+        CODEC.encode({k: v for k, v in RIGHT.items() if k != "craft"})
+
+
+def test_wrong_class_numbers():
+    with pytest.raises(ValueError, match="expected 3 components, got 2"):
+        CODEC.decode(np.zeros((4, 2), int))
+    with pytest.raises(ValueError, match="class number outside its range"):
+        CODEC.decode(np.full((4, 3), 2))
+
+
+def test_wrong_spaces():
+    with pytest.raises(ValueError, match="choice 'craft' has empty or repeated options"):
+        ActionSpace(choices=dict(craft=["none", "none"]))
+    with pytest.raises(ValueError, match="'Crafter-v1' is not a known MineRL task"):
+        ActionSpace.minerl("Crafter-v1")
