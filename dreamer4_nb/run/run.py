@@ -362,7 +362,7 @@ class Run:
             **windows,
         )
         schedule = dict(
-            warmup=stage.warmup, decay="linear", floor=0.0, decay_share=stage.decay_fraction
+            warmup=stage.warmup, decay="linear", floor=0.0, decay_fraction=stage.decay_fraction
         )
         callbacks = [EMA(stage.ema)] * (stage.ema > 0) + [Compile()] * stage.compile
         weights = dict(perceptual=self.config.tokenizer.perceptual_weight) | (
