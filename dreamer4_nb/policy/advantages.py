@@ -7,55 +7,65 @@ __all__ = ['ALARMS', 'split_advantages', 'correlation', 'advantage_stats', 'Alar
 
 # %% ../../nbs/policy/02_advantages.ipynb #7089b1c5
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 
 # %% ../../nbs/policy/02_advantages.ipynb #cee37faa
 def split_advantages(
-    advantage,  # (...)
-    how="sign",  # sign, greater, zscore or percentile
-    share=0.1,  # of the steps in each set, for percentile
-):  # good and bad steps, bool (...)
+    advantage: torch.Tensor,  # (...)
+    split: str = "sign",  # sign, greater, zscore or percentile
+    fraction: float = 0.1,  # of the steps in each set, for percentile
+) -> tuple[torch.Tensor, torch.Tensor]:  # good and bad steps, bool (...)
     "The sets D+ and D- of PMPO (equation 11, and review issue 3)."
-    a = advantage
-    if how == "percentile":
-        return a > a.float().quantile(1 - share), a < a.float().quantile(share)
-    if how == "zscore":
-        a = a - a.mean()
-    good = a > 0 if how == "greater" else a >= 0
+    if split == "percentile":
+        high = advantage.float().quantile(1 - fraction)
+        low = advantage.float().quantile(fraction)
+        return advantage > high, advantage < low
+    if split == "zscore":
+        advantage = advantage - advantage.mean()
+    good = advantage > 0 if split == "greater" else advantage >= 0
     return good, ~good
 
 # %% ../../nbs/policy/02_advantages.ipynb #3bf6c7d2
-def correlation(x, y):
+def correlation(
+    x: torch.Tensor,
+    y: torch.Tensor,  # of x's shape
+) -> float:
     "Pearson's correlation of two tensors of equal shape; 0 where one of them is constant."
-    x, y = (t.float().flatten() - t.float().mean() for t in (x, y))
+    x = x.float().flatten() - x.float().mean()
+    y = y.float().flatten() - y.float().mean()
     return ((x * y).sum() / (x.norm() * y.norm()).clamp(min=1e-12)).item()
 
 
+def _fraction(
+    steps,  # bool (N, H)
+):
+    return steps.float().mean().item()
+
+
 def advantage_stats(
-    rewards,
-    returns,
-    values,  # of dreamed steps (N, H)
-    tolerance=0.01,  # half width of the band around zero, in units of reward
+    rewards: torch.Tensor,  # of dreamed steps (N, H)
+    returns: torch.Tensor,  # (N, H)
+    values: torch.Tensor,  # (N, H)
+    tolerance: float = 0.01,  # half width of the band around zero, in units of reward
 ) -> dict:
     "What one round of dreams offers to learn from (review issue 3)."
-    a = returns - values
-
-    def of(x):
-        return x.float().mean().item()
-
+    advantage = returns - values
     return dict(
         reward_min=rewards.min().item(),
         reward_max=rewards.max().item(),
-        reward_nonzero=of(rewards.abs() > tolerance),
-        advantage_min=a.min().item(),
-        advantage_max=a.max().item(),
-        advantage_std=a.std().item(),
-        better=int((a > tolerance).sum()),
-        worse=int((a < -tolerance).sum()),
-        band=of(a.abs() <= tolerance),
-        at_least_zero=of(a >= 0),
+        reward_nonzero=_fraction(rewards.abs() > tolerance),
+        advantage_min=advantage.min().item(),
+        advantage_max=advantage.max().item(),
+        advantage_std=advantage.std().item(),
+        better=int((advantage > tolerance).sum()),
+        worse=int((advantage < -tolerance).sum()),
+        band=_fraction(advantage.abs() <= tolerance),
+        at_least_zero=_fraction(advantage >= 0),
         correlation=correlation(values, returns),
     )
 
@@ -65,9 +75,9 @@ class Alarm:
     "A condition on the measures of phase 3, averaged over the last rounds."
 
     name: str
-    fires: object  # function(measures) -> bool
-    says: str  # with the measures to be filled in
-    mend: str
+    fires: Callable[[dict], bool]  # function of the measures
+    message: str  # with the measures to be filled in
+    hint: str  # what to do
 
 
 ALARMS = (
@@ -75,7 +85,8 @@ ALARMS = (
         "no rewards",
         lambda m: m["reward_max"] < 0.1,
         "the highest reward of a whole round is {reward_max:.3f}",
-        'look at the reward head (chapter "The reward head that predicts nothing"), let dreams begin nearer to rewards, or dream longer',
+        'look at the reward head (chapter "The reward head that predicts nothing"), '
+        "let dreams begin nearer to rewards, or dream longer",
     ),
     Alarm(
         "no signal",
@@ -87,81 +98,91 @@ ALARMS = (
         "one-sided",
         lambda m: not 0.05 < m["at_least_zero"] < 0.95,
         "{at_least_zero:.0%} of the advantages are zero or more",
-        "values lag behind returns: a longer value_warmup, more value_updates, a lower value_ema",
+        "values lag behind returns: "
+        "a longer value_warmup, more value_updates, a lower value_ema",
     ),
     Alarm(
         "values astray",
         lambda m: m["explained"] < 0.1,
         "values explain {explained:.0%} of the variance of returns",
-        'more value_updates, a lower value_lr; if it lasts, look at what the dream shows of the present (chapter "Five small faults")',
+        "more value_updates, a lower value_lr; if it lasts, look at what the dream shows "
+        'of the present (chapter "Five small faults")',
     ),
     Alarm(
         "far from the clone",
         lambda m: m["kl"] > 1,
-        "the policy has gone {kl:.2f} nats from its prior",
+        "the policy is {kl:.2f} nats away from its prior",
         "a higher beta, a lower lr, fewer rounds",
     ),
     Alarm(
         "one action",
         lambda m: m["entropy"] < 0.05,
-        "the policy has {entropy:.3f} nats of choice left",
+        "the policy's entropy is {entropy:.3f} nats",
         "a higher beta, a lower lr, a higher temperature of the prior",
     ),
 )
 
 
-def mean_stats(rounds):
-    "Measures of some rounds, averaged."
-    return {
-        k: float(np.mean([r[k] for r in rounds]))
-        for k, v in rounds[-1].items()
-        if isinstance(v, (int, float))
-    }
+def mean_stats(
+    rounds: Sequence[dict],  # metrics of each, with the same keys
+) -> dict:  # measure -> mean
+    "Measures of some rounds, averaged; what is no number is left out."
+    numbers = [k for k, v in rounds[-1].items() if isinstance(v, (int, float))]
+    return {k: float(np.mean([metrics[k] for metrics in rounds])) for k in numbers}
 
 
-def active_alarms(rounds, alarms=ALARMS):
+def active_alarms(
+    rounds: Sequence[dict],  # metrics of each
+    alarms: Sequence[Alarm] = ALARMS,
+) -> list[Alarm]:
     "The alarms that the mean of some rounds sets off."
-    return [a for a in alarms if a.fires(mean_stats(rounds))]
+    measures = mean_stats(rounds)
+    return [alarm for alarm in alarms if alarm.fires(measures)]
 
 # %% ../../nbs/policy/02_advantages.ipynb #d58ef16b
 class Monitor:
-    "Watches phase 3: a callback of `ImaginationTrainer`."
+    "Measures and alarms of phase 3: a callback of `ImaginationTrainer`."
 
     def __init__(
         self,
-        tolerance=0.01,  # see `advantage_stats`
-        patience=5,  # rounds that an alarm looks back over
-        alarms=ALARMS,
-        edges=np.linspace(
-            -3, 3, 61
-        ),  # of the histograms, in units of reward; what lies outside counts at the ends
+        tolerance: float = 0.01,  # see `advantage_stats`
+        patience: int = 5,  # rounds that an alarm looks back over
+        alarms: Sequence[Alarm] = ALARMS,
+        # of the histograms, in units of reward; what lies outside counts at the ends
+        edges: np.ndarray | None = None,  # None: 60 bins from -3 to 3
     ):
         self.tolerance = tolerance
         self.alarms = alarms
-        self.edges = edges
+        self.edges = np.linspace(-3, 3, 61) if edges is None else edges
         self.rounds = deque(maxlen=patience)
         self.histograms = []
 
-    def __call__(self, phase, metrics):
-        metrics |= advantage_stats(**phase.seen, tolerance=self.tolerance)
-        if "kl" not in metrics:
-            return  # the policy does not learn yet
+    def __call__(
+        self,
+        trainer: Any,  # `ImaginationTrainer`, or anything with a `last_round`
+        metrics: dict,  # of the round; measures and alarms are added
+    ) -> None:
+        last = trainer.last_round
+        metrics |= advantage_stats(**last, tolerance=self.tolerance)
+        policy_learns = "kl" in metrics
+        if not policy_learns:
+            return
         self.rounds.append(metrics)
-        a = (phase.seen["returns"] - phase.seen["values"]).flatten().numpy()
-        self.histograms.append(
-            np.histogram(a.clip(self.edges[0], self.edges[-1]), self.edges)[0]
-        )
-        metrics["alarms"] = (
-            [a.name for a in active_alarms(self.rounds, self.alarms)]
-            if len(self.rounds) == self.rounds.maxlen
-            else []
-        )
+        advantage = (last["returns"] - last["values"]).flatten().numpy()
+        inside = advantage.clip(self.edges[0], self.edges[-1])
+        self.histograms.append(np.histogram(inside, self.edges)[0])
+        metrics["alarms"] = [alarm.name for alarm in self._active()]
 
-    def warnings(self):
+    def _active(self):
+        "The alarms that are on; none before enough rounds were seen."
+        if len(self.rounds) < self.rounds.maxlen:
+            return []
+        return active_alarms(self.rounds, self.alarms)
+
+    def warnings(self) -> list[str]:
         "A line for every alarm that is on: what was seen, and what to do."
-        on = self.rounds[-1].get("alarms", ()) if self.rounds else ()
-        return [
-            f"{a.name}: {a.says.format(**mean_stats(self.rounds))}; {a.mend}"
-            for a in self.alarms
-            if a.name in on
-        ]
+        lines = []
+        for alarm in self._active():
+            message = alarm.message.format(**mean_stats(self.rounds))
+            lines.append(f"{alarm.name}: {message}; {alarm.hint}")
+        return lines
