@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from dreamer4_nb.data.actions import ActionCodec, ActionSpace, bins_to_camera, camera_to_bins
-from dreamer4_nb.models.actions import ActionEmbedding, action_distribution
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
+from dreamer4_nb.data.actions import ActionCodec, ActionSpace, bins_to_camera, camera_to_bins
+from dreamer4_nb.models.actions import ActionEmbedding, action_distribution
 
 words = st.text("abcdefghij", min_size=1, max_size=4)
 
@@ -91,7 +92,7 @@ RIGHT = dict(jump=[0, 1], camera=[[0, 0], [1, 2]], craft=["none", "planks"])
         (dict(fly=[0, 0]), "action 'fly': unknown key"),
         (dict(jump=[0, 2]), "action 'jump': a key is 0 or 1, got 2"),
         (dict(jump=["no", "yes"]), "action 'jump': a key is 0 or 1, got <U3"),
-        (dict(camera=[0, 1]), r"action 'camera': has shape \(2,\)"),
+        (dict(camera=[0, 1, 2]), r"action 'camera': has shape \(3,\)"),
         (dict(camera=[[0, np.nan], [0, 0]]), "action 'camera': degrees must be finite"),
         (dict(craft=["none", "boat"]), "action 'craft': unknown option 'boat'"),
         (dict(craft=[0, 2]), r"action 'craft': needs option names or numbers 0..1"),

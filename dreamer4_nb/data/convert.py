@@ -4,53 +4,69 @@
 
 # %% auto #0
 __all__ = ['DATASET_FORMAT', 'DATASET_VERSION', 'KNOWN_BAD', 'KNOWN_LATE', 'find_videos', 'find_recordings', 'find_action_space',
-           'end_in_time', 'convert_one', 'convert']
+           'cut_after_last_reward', 'convert_one', 'convert']
 
 # %% ../../nbs/data/06_convert.ipynb #ba37fa68
 import csv
-import json
 import re
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from tqdm import tqdm
+
 from .actions import ActionCodec, ActionSpace
-from .recordings import Episode, _read_metadata, read_episode
+from .recordings import Episode, read_episode, read_metadata
+from .shaping import shaped_rewards
 from .video import import_av
+from .vpt import read_segment
 from dreamer4_nb.files import (
     RecordingError,
     atomic_file,
     atomic_folder,
+    one_line,
+    read_json,
     recording_error,
     with_checksum,
     write_json,
 )
-from tqdm import tqdm
 
 # %% ../../nbs/data/06_convert.ipynb #5f42539f
 def find_videos(
-    source,  # folder with videos at any depth, or with index files {"basedir": ..., "relpaths": [...]}
-) -> list:  # paths of .mp4 files
-    "The videos below `source`, in the order of their names."
+    source: Path | str,  # folder with videos at any depth, or with index files of VPT
+) -> list[Path]:  # .mp4 files
+    "The videos below a folder, in the order of their names."
     source = Path(source)
-    listed = set()
+    listed = {_listed_video(source, path) for path in _index_paths(source)}
+    videos = sorted(listed or source.rglob("*.mp4"))
+    by_name: dict[str, Path] = {}
+    for video in sorted(videos, key=lambda path: path.stem):
+        if video.stem in by_name:
+            problem = f"the same as that of {by_name[video.stem]}"
+            raise recording_error(video, "name", problem, "rename one of them")
+        by_name[video.stem] = video
+    return videos
 
-    def find(p):  # where the index says, or flat beside it
-        return source / p if (source / p).exists() else source / Path(p).name
 
+def _index_paths(source):
+    'The videos that index files {"basedir": ..., "relpaths": [...]} list.'
     for path in source.glob("*.json"):
         try:
-            index = json.loads(path.read_text())
+            index = read_json(path)
         except ValueError:
             continue
-        if isinstance(index, dict) and "relpaths" in index:
-            listed |= {find(p) for p in index["relpaths"]}
-    videos = sorted(listed or source.rglob("*.mp4"))
-    for a, b in zip(by_name := sorted(videos, key=lambda p: p.stem), by_name[1:]):
-        if a.stem == b.stem:
-            raise RecordingError(f"{b}: has the same name as {a}; rename one of them")
-    return videos
+        if isinstance(index, dict):
+            yield from index.get("relpaths", ())
+
+
+def _listed_video(source, path):
+    "A listed video: where the index says, or else directly in the folder."
+    if (source / path).exists():
+        return source / path
+    return source / Path(path).name
 
 # %% ../../nbs/data/06_convert.ipynb #4df0d2c5
 DATASET_FORMAT = "dreamer4_nb.recordings"
@@ -59,288 +75,319 @@ _is_episode = re.compile(r"v\d+_.+").fullmatch
 
 
 def find_recordings(
-    source,  # folder of an environment, or the folder above with one environment in it
-) -> tuple:  # (env_id, sorted list of v3_<name> folders, or of videos)
-    "The recordings below `source`."
+    source: Path
+    | str,  # folder of an environment, or the one above with one environment in it
+) -> tuple[str, list[Path]]:  # env_id, and sorted v3_<name> folders or videos
+    "The recordings below a folder."
     source = Path(source)
-    if source.suffix == ".zip" and source.is_file():
-        raise RecordingError(f"{source}: still zipped; unzip it and give the folder")
-    if not source.is_dir():
-        raise FileNotFoundError(
-            f"{source}: {'a file' if source.exists() else 'no such folder'}; give the folder that holds <environment>/v3_*/, or videos"
-        )
-    found = {
-        e: sorted(p for p in e.iterdir() if p.is_dir() and _is_episode(p.name))
-        for e in [source, *source.iterdir()]
-        if e.is_dir()
-    }
-    found = {e: folders for e, folders in found.items() if folders}
-    if not found and (videos := find_videos(source)):
+    _check_source(source)
+    environments = {}
+    for folder in [source, *source.iterdir()]:
+        episodes = _episode_folders(folder)
+        if episodes:
+            environments[folder] = episodes
+    if len(environments) > 1:
+        names = ", ".join(sorted(folder.name for folder in environments))
+        hint = "convert one at a time"
+        raise recording_error(source, "folder", f"several environments ({names})", hint)
+    if environments:
+        ((folder, episodes),) = environments.items()
+        return folder.resolve().name, episodes
+    videos = find_videos(source)
+    if videos:
         return source.resolve().name, videos
-    if not found:
-        if zipped := sorted(source.glob("*.zip")):
-            raise RecordingError(f"{zipped[0]}: still zipped; unzip it and give the folder")
-        raise RecordingError(
-            f"{source}: no recordings here; expected folders <environment>/v3_<name>/ with recording.mp4, rendered.npz, metadata.json"
+    zipped = sorted(source.glob("*.zip"))
+    if zipped:
+        raise _still_zipped(zipped[0])
+    raise recording_error(
+        source,
+        "folder",
+        "no recordings here",
+        "it should hold folders <environment>/v3_<name>/ "
+        "with recording.mp4, rendered.npz, metadata.json",
+    )
+
+
+def _still_zipped(path):
+    return recording_error(path, "file", "still zipped", "unzip it and give the folder")
+
+
+def _check_source(source):
+    if source.suffix == ".zip" and source.is_file():
+        raise _still_zipped(source)
+    if not source.is_dir():
+        problem = "a file" if source.exists() else "no such folder"
+        raise FileNotFoundError(
+            f"{source}: {problem}. "
+            "Hint: give the folder that holds <environment>/v3_*/, or videos"
         )
-    if len(found) > 1:
-        raise RecordingError(
-            f"{source}: several environments ({', '.join(sorted(e.name for e in found))}); convert one at a time"
-        )
-    ((env, folders),) = found.items()
-    return env.resolve().name, folders
+
+
+def _episode_folders(folder):
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if p.is_dir() and _is_episode(p.name))
 
 # %% ../../nbs/data/06_convert.ipynb #4fea960f
+def _is_video(path):
+    return path.suffix == ".mp4"
+
+
 def find_action_space(
     env_id: str,  # name of the environment
-    folders,  # its recordings
+    recordings: Sequence[Path],  # its episode folders or videos
 ) -> ActionSpace | None:  # None: unknown, good enough for video without actions
     "The action space that the recordings name, or MineRL's for its own environments."
-    if folders and folders[0].suffix == ".mp4":
-        return (
-            ActionSpace.vpt()
-            if any(f.with_suffix(".jsonl").exists() for f in folders)
-            else None
-        )
-    for folder in folders:
+    if recordings and _is_video(recordings[0]):
+        have_log = any(path.with_suffix(".jsonl").exists() for path in recordings)
+        return ActionSpace.vpt() if have_log else None
+    for folder in recordings:
         try:
-            said = _read_metadata(folder / "metadata.json").get("action_space")
-        except RecordingError:
-            continue
-        if said is None:
-            break
-        try:
-            return ActionSpace.from_dict(said)
+            named = read_metadata(folder / "metadata.json").get("action_space")
+            if named is None:
+                break
+            return ActionSpace.from_dict(named)
         except (ValueError, TypeError, AttributeError):
-            continue
+            continue  # a damaged recording; the next one may name it
     try:
         return ActionSpace.minerl(env_id)
     except ValueError:
         return None
 
 # %% ../../nbs/data/06_convert.ipynb #202d5426
-def _made_from(folder, space, image_size, paid):
-    parts = (
-        [folder, folder.with_suffix(".jsonl")]
-        if folder.suffix == ".mp4"
-        else [folder / f for f in ("recording.mp4", "rendered.npz", "metadata.json")]
-    )
-    files = {f.name: f.stat() for f in parts if f.is_file()}
-    return dict(
+def _made_from(path, space, image_size, event, shaping):
+    "What a converted episode depends on."
+    if _is_video(path):
+        parts = [path, path.with_suffix(".jsonl")]
+    else:
+        parts = [path / file for file in ("recording.mp4", "rendered.npz", "metadata.json")]
+    stats = {part.name: part.stat() for part in parts if part.is_file()}
+    made_from = dict(
         version=DATASET_VERSION,
         action_space=space,
         image_size=list(image_size),
-        files={f: [s.st_size, s.st_mtime_ns] for f, s in files.items()},
-    ) | {k: v for k, v in paid.items() if v}
+        files={name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()},
+    )
+    if event:
+        made_from["event"] = event
+    if shaping:
+        made_from["shaping"] = shaping
+    return made_from
+
+
+def _unchanged(path, made_from):
+    "The summary of an episode that was converted from the same; None if there is none."
+    try:
+        info = read_json(path)
+        if info["made_from"] != made_from:
+            return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return {column: info[column] for column in _COLUMNS if column in info}
 
 # %% ../../nbs/data/06_convert.ipynb #9b7e8d5e
 def _encode_actions(folder, episode, space):
+    "Class numbers (T, components) int16 in this space; None if there are no actions."
     if episode.actions is None:
         return None
     if space is None:
-        raise recording_error(
-            folder,
-            "action_space",
-            "unknown",
-            "give convert an action_space, or name it in metadata.json",
-        )
+        hint = "give convert an action_space, or name it in metadata.json"
+        raise recording_error(folder, "action_space", "unknown", hint)
     try:
-        said = ActionSpace.from_dict(episode.info.get("action_space") or space).to_dict()
+        named = ActionSpace.from_dict(episode.info.get("action_space") or space).to_dict()
         components = ActionCodec(ActionSpace.from_dict(space)).encode(episode.actions)
-    except (ValueError, TypeError, AttributeError) as e:
-        raise RecordingError(f"{folder / 'rendered.npz'}: {e}") from None
-    if said != space:
-        raise recording_error(
-            folder / "metadata.json",
-            "action_space",
-            "differs from that of the data set",
-            "convert it on its own",
-        )
+    except (ValueError, TypeError, AttributeError) as error:
+        raise RecordingError(f"{folder / 'rendered.npz'}: {error}") from None
+    if named != space:
+        problem = "differs from that of the data set"
+        hint = "convert it on its own"
+        raise recording_error(folder / "metadata.json", "action_space", problem, hint)
     return components.astype(np.int16)
 
 # %% ../../nbs/data/06_convert.ipynb #9bc9785f
 KNOWN_BAD = {
-    "tempting_capers_shapeshifter-14": "known bad recording of the MineRL dataset: its actions are zero for a thousand seconds"
-}
-KNOWN_LATE = ("absolute_grape_changeling-47_826-1734",)  # go on after the task was done
+    "tempting_capers_shapeshifter-14": "known bad recording of the MineRL dataset: "
+    "its actions are zero for a thousand seconds"
+}  # part of a name -> what is wrong
+KNOWN_LATE = ("absolute_grape_changeling-47_826-1734",)  # continue after the task was done
 
 
-def end_in_time(episode: Episode, name):
-    "Cut a recording that is known to go on after its last reward."
-    if (
-        not any(part in name for part in KNOWN_LATE)
-        or episode.rewards is None
-        or not episode.rewards.any()
-    ):
+def cut_after_last_reward(
+    episode: Episode,
+    name: str,  # of the recording
+) -> Episode:
+    "Cut a recording that is known to continue after its last reward."
+    if not any(part in name for part in KNOWN_LATE):
         return episode
-    T = int(np.flatnonzero(episode.rewards)[-1]) + 1
-
-    def short(d, n):
-        return {k: v[:n] for k, v in d.items()}
-
+    if episode.rewards is None or not episode.rewards.any():
+        return episode
+    steps = int(np.flatnonzero(episode.rewards)[-1]) + 1
+    actions = episode.actions
+    if actions is not None:
+        actions = {key: values[:steps] for key, values in actions.items()}
     return Episode(
-        episode.frames[: T + 1],
-        episode.actions and short(episode.actions, T),
-        episode.rewards[:T],
-        True,
-        short(episode.observations, T + 1),
-        episode.info,
+        frames=episode.frames[: steps + 1],
+        actions=actions,
+        rewards=episode.rewards[:steps],
+        terminated=True,
+        observations={k: v[: steps + 1] for k, v in episode.observations.items()},
+        info=episode.info,
     )
 
 # %% ../../nbs/data/06_convert.ipynb #5565dc50
 def convert_one(
-    folder,  # a v3_<name> folder, or a video
-    target,  # folder of the converted data
-    space: dict | None,  # ActionSpace.to_dict()
-    image_size: tuple,  # (height, width)
-    event: str | None = None,
-    shaping: tuple | None = None,  # what pays, see `convert`
-) -> dict:  # a line of the summary
-    "Convert one recording, or tell why it is set aside."
-    folder, made_from = (
-        Path(folder),
-        _made_from(Path(folder), space, image_size, dict(event=event, shaping=shaping)),
-    )
-    video = folder.suffix == ".mp4"
-    name = folder.stem if folder.suffix == ".mp4" else folder.name
-    to = Path(target) / "episodes" / name
+    path: Path | str,  # a v3_<name> folder, or a video
+    target: Path | str,  # folder of the converted data
+    space: dict[str, Any] | None,  # ActionSpace.to_dict()
+    image_size: tuple[int, int],  # (height, width)
+    event: str | None = None,  # see `convert`
+    shaping: Sequence | None = None,  # see `convert`
+) -> dict[str, Any]:  # a line of the summary
+    "Convert one recording, or report why it is set aside."
+    path = Path(path)
+    name = path.stem if _is_video(path) else path.name
+    folder = Path(target) / "episodes" / name
+    made_from = _made_from(path, space, image_size, event, shaping)
+    unchanged = _unchanged(folder / "info.json", made_from)
+    if unchanged is not None:
+        return unchanged | dict(status="kept", reason="")
     try:
-        kept = json.loads((to / "info.json").read_text())
-        if kept["made_from"] == made_from:
-            return {k: kept[k] for k in _COLUMNS if k in kept} | dict(status="kept", reason="")
-    except (OSError, ValueError, KeyError):
-        pass
-    try:
-        if reason := next((r for part, r in KNOWN_BAD.items() if part in name), None):
-            raise recording_error(folder, "episode", reason, "nothing to mend: leave it out")
-        if video:
-            from dreamer4_nb.data.vpt import read_segment
-        episode = (
-            read_segment(folder, image_size, event)
-            if video
-            else end_in_time(read_episode(folder), name)
-        )
-        if shaping:
-            from dreamer4_nb.data.shaping import shaped_rewards
-
-            episode.rewards = shaped_rewards(episode, *shaping)
-        size = episode.frames.shape[2:]
-        if size != tuple(image_size):
-            raise recording_error(
-                folder / "recording.mp4",
-                "frames",
-                "are {}x{}, this data set is {}x{}".format(*size, *image_size),
-                "resize the video or give convert its image_size",
-            )
-        components = _encode_actions(folder, episode, space)
-    except Exception as e:
-        return dict(name=name, status="set aside", reason=" ".join(str(e).split()) or repr(e))
-    line = dict(
-        name=name,
-        steps=len(episode),
-        total_reward=None if episode.rewards is None else float(episode.rewards.sum()),
-        terminated=episode.terminated,
-        has_actions=components is not None,
-        has_rewards=episode.rewards is not None,
-        player=episode.info.get("player"),
-    )
-    with atomic_folder(to) as new:
-        _save(
-            new, episode, components, line | dict(made_from=made_from, metadata=episode.info)
-        )
+        episode = _read_recording(path, name, image_size, event, shaping)
+        components = _encode_actions(path, episode, space)
+    except Exception as error:  # whatever is wrong with one, the others go ahead
+        return dict(name=name, status="set aside", reason=one_line(error) or repr(error))
+    line = _summary(name, episode, components)
+    info = line | dict(made_from=made_from, metadata=episode.info)
+    with atomic_folder(folder) as new:
+        _save(new, episode, components, info)
     return line | dict(status="converted", reason="")
+
+
+def _read_recording(path, name, image_size, event, shaping):
+    for part, reason in KNOWN_BAD.items():
+        if part in name:
+            raise recording_error(path, "episode", reason, "leave it out")
+    if _is_video(path):
+        episode = read_segment(path, image_size, event)
+    else:
+        episode = cut_after_last_reward(read_episode(path), name)
+    if shaping:
+        episode.rewards = shaped_rewards(episode, *shaping)
+    height, width = episode.frames.shape[2:]
+    if (height, width) != tuple(image_size):
+        expected = "x".join(map(str, image_size))
+        problem = f"are {height}x{width}, this data set is {expected}"
+        hint = "resize the video or give convert its image_size"
+        raise recording_error(path / "recording.mp4", "frames", problem, hint)
+    return episode
 
 # %% ../../nbs/data/06_convert.ipynb #8ddc5266
 _COLUMNS = (
-    "name status steps total_reward terminated has_actions has_rewards player reason".split()
-)
+    *("name", "status", "steps", "total_reward", "terminated"),
+    *("has_actions", "has_rewards", "player", "reason"),
+)  # of the summary
 
 
-def _save(new, episode, components, info):
-    np.save(new / "frames.npy", episode.frames)
+def _summary(name, episode, components):
+    rewards = episode.rewards
+    return dict(
+        name=name,
+        steps=len(episode),
+        total_reward=None if rewards is None else float(rewards.sum()),
+        terminated=episode.terminated,
+        has_actions=components is not None,
+        has_rewards=rewards is not None,
+        player=episode.info.get("player"),
+    )
+
+
+def _save(folder, episode, components, info):
+    np.save(folder / "frames.npy", episode.frames)
     if components is not None:
-        np.save(new / "actions.npy", components)
+        np.save(folder / "actions.npy", components)
     if episode.rewards is not None:
-        np.save(new / "rewards.npy", episode.rewards)
-    for k, v in episode.observations.items():
-        np.save(new / f"observation.{k}.npy", v)
-    write_json(new / "info.json", info)
+        np.save(folder / "rewards.npy", episode.rewards)
+    for key, values in episode.observations.items():
+        np.save(folder / f"observation.{key}.npy", values)
+    write_json(folder / "info.json", info)
 
 # %% ../../nbs/data/06_convert.ipynb #0735a87b
-def _each(jobs, workers):
+def _convert_each(jobs, workers):
+    "Summary lines as they are done; a job is the arguments of `convert_one`."
     if workers == 1:
-        yield from (convert_one(*j) for j in jobs)
+        for job in jobs:
+            yield convert_one(*job)
         return
-    from dreamer4_nb.data.convert import (
-        convert_one as job,
-    )  # imported, so that a child process finds it from a notebook too
-
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(job, *j) for j in jobs]
+        futures = [pool.submit(convert_one, *job) for job in jobs]
         try:
-            yield from (f.result() for f in as_completed(futures))
+            for future in as_completed(futures):
+                yield future.result()
         finally:
             pool.shutdown(cancel_futures=True)
 
 # %% ../../nbs/data/06_convert.ipynb #95980098
 def convert(
-    source,  # folder with <environment>/v3_*/, or the folder of the environment
-    target,  # folder for the converted data; run again to go on
-    action_space: ActionSpace | None = None,  # None: what the recordings say, or MineRL's
-    image_size=64,  # pixels per side, or (height, width); recordings of another size are set aside
+    source: Path | str,  # folder with <environment>/v3_*/, or the folder of the environment
+    target: Path | str,  # folder for the converted data; run again to continue
+    action_space: ActionSpace | None = None,  # None: what the recordings name, or MineRL's
+    image_size: int | Sequence[int] = 64,  # pixels per side, or (height, width)
     workers: int = 1,  # processes
     progress: bool = True,  # show a progress bar
     event: str
-    | None = None,  # of videos with a log: which of `EVENTS` pays 1 (chapter "Videos, with a log or without"); None: no rewards
-    shaping: list
-    | None = None,  # add what the inventory is worth to the rewards: ['raw' or 'potential', gamma] (chapter "Rewards of one's own")
-) -> list:  # one dictionary per recording: name, status (converted, kept, set aside), steps, ..., reason
-    "Decode recordings once into memory-mappable arrays; broken ones are set aside with their reason."
+    | None = None,  # of videos with a log: which of `EVENTS` pays 1; None: no rewards
+    shaping: Sequence | None = None,  # pay for the inventory: ('raw' or 'potential', gamma)
+) -> list[dict[str, Any]]:  # per recording: name, status (converted, kept, set aside), ...
+    """Decode recordings once into memory-mappable arrays.
+
+    Broken recordings, and those of another image size, are set aside with their reason; a
+    RecordingError if none is left. The chapters "Videos, with a log or without" and "Paying for
+    what one holds" explain `event` and `shaping`.
+    """
     import_av()
     if workers < 1:
-        raise ValueError(f"workers = {workers}: needs 1 or more")
-    env_id, folders = find_recordings(source)
+        raise ValueError(f"workers: {workers}. Hint: give 1 or more")
+    env_id, recordings = find_recordings(source)
     target = Path(target)
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    space = action_space or find_action_space(env_id, folders)
-    space = space.to_dict() if space else None
-    with tqdm(
-        _each([(f, target, space, size, event, shaping) for f in folders], workers),
+    known_space = action_space or find_action_space(env_id, recordings)
+    space = known_space.to_dict() if known_space else None
+    jobs = [(path, target, space, size, event, shaping) for path in recordings]
+    lines = tqdm(
+        _convert_each(jobs, workers),
         "converting",
-        len(folders),
+        len(jobs),
         unit="episode",
         disable=not progress,
-    ) as bar:
-        lines = sorted(bar, key=lambda d: d["name"])
-    _finish(
-        target,
-        lines,
-        dict(
-            format=DATASET_FORMAT,
-            version=DATASET_VERSION,
-            env_id=env_id,
-            action_space=space,
-            image_size=list(size),
-        ),
     )
-    return lines
+    summary = sorted(lines, key=lambda line: line["name"])
+    _write_summary(target / "summary.csv", summary)
+    head = dict(
+        format=DATASET_FORMAT,
+        version=DATASET_VERSION,
+        env_id=env_id,
+        action_space=space,
+        image_size=list(size),
+    )
+    _write_dataset(target, head, summary)
+    return summary
 
 # %% ../../nbs/data/06_convert.ipynb #508604c6
-def _finish(target, lines, head):
-    with (
-        atomic_file(target / "summary.csv") as temporary,
-        open(temporary, "w", newline="") as f,
-    ):
-        table = csv.DictWriter(f, _COLUMNS)
+def _write_summary(path, summary):
+    with atomic_file(path) as temporary, open(temporary, "w", newline="") as file:
+        table = csv.DictWriter(file, _COLUMNS)
         table.writeheader()
-        table.writerows(lines)
-    good = [
-        {k: v for k, v in d.items() if k not in ("status", "reason")}
-        for d in lines
-        if d["status"] != "set aside"
-    ]
-    if not good:
+        table.writerows(summary)
+
+
+def _write_dataset(target, head, summary):
+    usable = [line for line in summary if line["status"] != "set aside"]
+    if not usable:
+        listed = f"none of {len(summary)} recordings can be used"
         raise RecordingError(
-            f"{lines[0]['reason']} (none of {len(lines)} recordings can be used; see {target / 'summary.csv'})"
+            f"{summary[0]['reason']} ({listed}, see {target / 'summary.csv'})"
         )
-    write_json(target / "dataset.json", with_checksum(head | dict(episodes=good)))
+    episodes = []
+    for line in usable:
+        episodes.append({k: v for k, v in line.items() if k not in ("status", "reason")})
+    write_json(target / "dataset.json", with_checksum(head | dict(episodes=episodes)))
