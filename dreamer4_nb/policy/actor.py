@@ -6,23 +6,27 @@
 __all__ = ['Actor']
 
 # %% ../../nbs/policy/06_actor.ipynb #38c40789
+import numpy as np
 import torch
+
 from ..models.agent import Agent
 from ..models.dynamics import Dream
+from ..models.heads import MLPHead
+from ..models.tokenizer import Tokenizer
 from ..models.transformer import TimeCache
 
 # %% ../../nbs/policy/06_actor.ipynb #f8874a57
 class Actor:
-    "Plays many worlds in step from their frames, its memory inside."
+    "Plays many worlds in step from their frames; its memory is inside."
 
     def __init__(
         self,
-        tokenizer,  # Tokenizer
+        tokenizer: Tokenizer,
         agent: Agent,
-        policy=None,  # policy head; None: the agent's own
-        temperature=1.0,  # divides the logits; 0 takes the most likely action
-        task=0,  # number of the task
-        generator=None,  # torch.Generator of actions and context noise
+        policy: MLPHead | None = None,  # None: the agent's own
+        temperature: float = 1.0,  # divides the logits; 0 chooses the most likely action
+        task: int = 0,  # number of the task
+        generator: torch.Generator | None = None,  # of actions and context noise
     ):
         self.tokenizer = tokenizer
         self.agent = agent
@@ -32,37 +36,44 @@ class Actor:
         self.generator = generator
         self.reset()
 
-    def reset(self):
-        self.dream = self.encoded = self.last = None
+    def reset(self) -> None:
+        "Forget all frames and actions."
+        self.dream = None
+        self.encoder_cache = None
+        self.last_actions = None
+
+    def _begin(self, num_worlds, device):
+        "Empty caches, and actions that nobody took."
+        task = torch.full((num_worlds,), self.task, device=device)
+        components = self.agent.codec.num_components
+        self.encoder_cache = TimeCache(self.tokenizer.config.context)
+        self.dream = Dream(self.agent.dynamics, task, generator=self.generator)
+        self.last_actions = torch.zeros(
+            num_worlds, components, dtype=torch.long, device=device
+        )
+
+    def _features(self, frames):
+        "Features (N, feature_width) of the worlds' newest frames."
+        device = self.agent.dynamics.pos.device
+        frames = torch.as_tensor(frames).to(device)[:, None]
+        first = self.last_actions is None
+        if first:
+            self._begin(len(frames), device)
+        latents = self.tokenizer.encode(frames, cache=self.encoder_cache)
+        known = torch.full((len(frames), 1), not first, device=device)
+        return self.dream.observe(latents, self.last_actions[:, None], known)[:, 0]
 
     @torch.inference_mode()
     def act(
         self,
-        frames,  # uint8 (N, C, H, W), the worlds' newest frames
-    ):  # actions (N, components) long
+        frames: torch.Tensor | np.ndarray,  # uint8 (N, C, H, W), the worlds' newest frames
+    ) -> torch.Tensor:  # (N, components) long
         "Choose the next actions."
-        dev = self.agent.dynamics.pos.device
-        agent = self.agent
-        frames = torch.as_tensor(frames).to(dev)[:, None]
-        N = len(frames)
-        first = self.last is None
-        if first:
-            self.encoded = TimeCache(self.tokenizer.config.context)
-            self.dream = Dream(
-                agent.dynamics,
-                torch.full((N,), self.task, device=dev),
-                generator=self.generator,
-            )
-            self.last = torch.zeros(
-                N, agent.codec.num_components, dtype=torch.long, device=dev
-            )
-        z = self.tokenizer.encode(frames, cache=self.encoded)
-        h = self.dream.observe(
-            z, self.last[:, None], torch.full((N, 1), not first, device=dev)
-        )[:, 0]
-        self.h = h
+        features = self._features(frames)
         if self.temperature:
-            self.last = agent.act(h, self.temperature, self.policy).sample(self.generator)
+            policy = self.agent.action_distribution(features, self.temperature, self.policy)
+            self.last_actions = policy.sample(self.generator)
         else:
-            self.last = agent.act(h, policy=self.policy).mode()
-        return self.last
+            policy = self.agent.action_distribution(features, policy=self.policy)
+            self.last_actions = policy.mode()
+        return self.last_actions

@@ -6,59 +6,69 @@
 __all__ = ['bc_features', 'fit_bc_policy']
 
 # %% ../../nbs/policy/05_cloning.ipynb #4f4496aa
+from collections.abc import Iterator
+
 import torch
+
+from ..data.windows import Batch
+from ..models.agent import Agent
+from ..models.heads import MLPHead
+from ..training.fit import fit_head, random_indices, warmup_and_decay
 
 # %% ../../nbs/policy/05_cloning.ipynb #7cf8ea95
 @torch.no_grad()
 def bc_features(
-    agent,  # Agent
-    batches,  # iterator of windows with latents
-    windows: int,  # how many to read
-    relevant_only=False,  # leave the other windows out
-):  # features (N, feature_width), actions (N, components)
+    agent: Agent,
+    batches: Iterator[Batch],  # windows with latents and a look-ahead of a step
+    windows: int,  # how many to read, at least
+    relevant_only: bool = False,  # leave the other windows out
+) -> tuple[torch.Tensor, torch.Tensor]:  # features (N, width), actions (N, components)
     "What the agent saw in recorded windows, and what the player then did."
-    seen = []
-    done = []
+    features = []
+    actions = []
     while windows > 0:
-        b = next(batches)
-        T = b["latents"].shape[1]
-        h = agent.features(
-            b["latents"], b["actions"][:, :T], b["action_mask"][:, :T], b.get("task")
-        )
-        use = b["action_mask"][:, 1 : T + 1] & (
-            b["relevant"][:, None] if relevant_only else True
-        )
-        seen.append(h[use])
-        done.append(b["actions"][:, 1 : T + 1][use])
-        windows -= len(h)
-    if not sum(map(len, done)):
+        batch = next(batches)
+        window = batch.window()
+        T = batch.num_steps
+        h = agent.features(window.latents, window.actions, window.action_mask, window.task)
+        use = batch.action_mask[:, 1 : T + 1]
+        if relevant_only:
+            use = use & batch.relevant[:, None]
+        features.append(h[use])
+        actions.append(batch.actions[:, 1 : T + 1][use])
+        windows -= len(batch)
+    if not sum(map(len, actions)):
         raise ValueError(
-            "recordings: no known action in the windows read; cloning needs labelled episodes"
+            "recordings: no known action in the windows read. "
+            "Hint: behaviour cloning needs labelled episodes"
         )
-    return torch.cat(seen), torch.cat(done)
+    return torch.cat(features), torch.cat(actions)
 
 # %% ../../nbs/policy/05_cloning.ipynb #7cf8eb01
 def fit_bc_policy(
-    agent,  # Agent, its transformer stays as it is
-    features,  # (N, feature_width), see `bc_features`
-    actions,  # (N, components)
-    epochs: float = 4.0,  # how often each is seen
+    agent: Agent,  # its transformer stays as it is
+    features: torch.Tensor,  # (N, feature_width), see `bc_features`
+    actions: torch.Tensor,  # (N, components) long
+    epochs: float = 4.0,  # how often each is seen, on average
     batch_size: int = 256,
     lr: float = 1e-3,
     weight_decay: float = 0.05,
     seed: int = 0,  # of the new head and of the order
-):  # MLPHead
+) -> MLPHead:
     "Fit a policy head from scratch by behaviour cloning on frozen features."
     head = agent.new_head(agent.codec.num_logits, seed).to(features.device)
-    opt = torch.optim.AdamW(head.parameters(), lr, weight_decay=weight_decay)
-    rng = torch.Generator().manual_seed(seed)
-    steps = max(1, round(epochs * len(features) / batch_size))
-    for i in range(steps):
-        pick = torch.randint(len(features), (batch_size,), generator=rng).to(features.device)
-        loss = -agent.act(features[pick], policy=head).log_prob(actions[pick]).mean()
-        for g in opt.param_groups:
-            g["lr"] = lr * min(1, (i + 1) / 20) * min(1, 2 * (1 - i / steps))
-        opt.zero_grad()
-        loss.backward()
-        opt.step()
+
+    def loss(head, rows):
+        policy = agent.action_distribution(features[rows], policy=head)
+        return -policy.log_prob(actions[rows]).mean()
+
+    fit_head(
+        head,
+        loss,
+        random_indices(len(features), batch_size, seed, device=features.device),
+        steps=max(1, round(epochs * len(features) / batch_size)),
+        lr=lr,
+        weight_decay=weight_decay,
+        schedule=warmup_and_decay,
+    )
     return head
