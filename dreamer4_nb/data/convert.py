@@ -341,8 +341,8 @@ def convert(
     """Decode recordings once into memory-mappable arrays.
 
     Broken recordings, and those of another image size, are set aside with their reason; a
-    RecordingError if none is left. The chapters "Videos, with a log or without" and "Paying for
-    what one holds" explain `event` and `shaping`.
+    RecordingError if none is left. `event` is explained in the chapter "Videos, with a log or
+    without", `shaping` in the chapter "Paying for what one holds".
     """
     import_av()
     if workers < 1:

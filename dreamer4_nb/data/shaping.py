@@ -6,54 +6,68 @@
 __all__ = ['ITEM_WEIGHTS', 'inventory_potential', 'raw_shaping', 'potential_shaping', 'shaped_rewards']
 
 # %% ../../nbs/data/08_shaping.ipynb #9298ab4d
+from collections.abc import Mapping
+
 import numpy as np
+
+from .recordings import Episode
 
 # %% ../../nbs/data/08_shaping.ipynb #cb2ed6b7
 ITEM_WEIGHTS = {
+    # the review's, for Minecraft
     "log": 0.001,
     "planks": 0.005,
     "stick": 0.01,
     "wooden_pickaxe": 0.05,
     "stone_pickaxe": 0.1,
     "iron_pickaxe": 0.5,
-    "diamond": 1.0,  # the review's, for Minecraft
+    "diamond": 1.0,
+    # Crafter's names
     "wood": 0.001,
     "wood_pickaxe": 0.05,
-}  # what Crafter calls them
+}  # item -> worth of one
+
+
+def _item_kind(item):
+    "What an item counts as: oak_log counts as a log."
+    for kind in ("log", "planks"):
+        if item.endswith(f"_{kind}"):
+            return kind
+    return item
 
 
 def inventory_potential(
-    observations,  # of an episode, as `Recordings.observations` gives them
-    weights=ITEM_WEIGHTS,  # of one item
-):  # (T + 1,)
-    "The worth of what is held at every step (review issue 3)."
-
-    def kind(item):  # oak_log counts as a log
-        return next((k for k in ("log", "planks") if item.endswith(f"_{k}")), item)
-
-    held = [
-        (weights[kind(k)], v)
-        for name, v in observations.items()
-        if (k := name.removeprefix("inventory$")) != name and kind(k) in weights
-    ]
-    if not held:
+    observations: Mapping[str, np.ndarray],  # of an episode, with keys inventory$<item>
+    weights: Mapping[str, float] = ITEM_WEIGHTS,  # item -> worth of one
+) -> np.ndarray:  # (T+1,)
+    "The worth of the inventory at every step (review issue 3)."
+    worths = []
+    for key, counts in observations.items():
+        item = _item_kind(key.removeprefix("inventory$"))
+        if key.startswith("inventory$") and item in weights:
+            worths.append(weights[item] * counts)
+    if not worths:
         raise ValueError(
-            f"observations: none of {', '.join(weights)} was recorded in the inventory; shaping needs one of them"
+            f"observations: none of {', '.join(weights)} was recorded in the inventory. "
+            "Hint: shaping needs recordings with one of them"
         )
-    return sum(w * v for w, v in held)
+    return sum(worths)
 
 
-def raw_shaping(rewards, potentials):
-    "The review's shaped reward: what is held is paid for again at every step. Shapes (T,) and (T + 1,)."
+def raw_shaping(
+    rewards: np.ndarray,  # (T,)
+    potentials: np.ndarray,  # (T+1,)
+) -> np.ndarray:  # (T,)
+    "The review's shaped reward: the inventory is paid for again at every step."
     return rewards + potentials[1:]
 
 
 def potential_shaping(
-    rewards,  # numpy array (T,)
-    potentials,  # numpy array (T + 1,)
-    gamma,  # discount of the task
-    terminated=False,  # the last step ends the episode, where the potential has to be 0
-):  # (T,)
+    rewards: np.ndarray,  # (T,)
+    potentials: np.ndarray,  # (T+1,)
+    gamma: float,  # discount of the task
+    terminated: bool = False,  # the last step ends the episode: its potential has to be 0
+) -> np.ndarray:  # (T,)
     "Shaped rewards under which the optimal policy is that of the task."
     after = potentials[1:].copy()
     if terminated:
@@ -62,20 +76,19 @@ def potential_shaping(
 
 
 def shaped_rewards(
-    episode,  # `Episode`
-    how,  # raw or potential
-    gamma,  # discount of the task
-    weights=ITEM_WEIGHTS,
-):  # (T,) float32, or None where there were no rewards
+    episode: Episode,
+    how: str,  # 'raw' or 'potential'
+    gamma: float,  # discount of the task
+    weights: Mapping[str, float] = ITEM_WEIGHTS,  # item -> worth of one
+) -> np.ndarray | None:  # (T,) float32; None for unlabelled episodes
     "The rewards of a recording with what its inventory is worth."
     if how not in ("raw", "potential"):
-        raise ValueError(f"shaping={how!r} must be raw or potential")
+        raise ValueError(f"shaping: {how!r}. Hint: choose 'raw' or 'potential'")
     if episode.rewards is None:
         return None
-    phi = inventory_potential(episode.observations, weights)
-    new = (
-        raw_shaping(episode.rewards, phi)
-        if how == "raw"
-        else potential_shaping(episode.rewards, phi, gamma, episode.terminated)
-    )
-    return new.astype(np.float32)
+    potentials = inventory_potential(episode.observations, weights)
+    if how == "raw":
+        shaped = raw_shaping(episode.rewards, potentials)
+    else:
+        shaped = potential_shaping(episode.rewards, potentials, gamma, episode.terminated)
+    return shaped.astype(np.float32)
