@@ -117,7 +117,7 @@ class ShardedModel:
 
     def __init__(
         self,
-        model: nn.Module,  # its modules of class `Layer` are gathered one by one
+        model: nn.Module,  # modules with `is_sharding_unit` are gathered one by one
         device: torch.device,
         num_processes: int,
     ):
@@ -131,7 +131,7 @@ class ShardedModel:
             )
         mesh = torch.distributed.init_device_mesh(device.type, (num_processes,))
         self.loss = LossModule(model)
-        layers = [m for m in model.modules() if type(m).__name__ == "Layer"]
+        layers = [m for m in model.modules() if getattr(m, "is_sharding_unit", False)]
         self.units = [*layers, self.loss]
         for module in self.units:
             fully_shard(module, mesh=mesh, reshard_after_forward=False)
