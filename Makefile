@@ -34,8 +34,8 @@ $(STAMP): constraints.txt settings.ini setup.py pyproject.toml
 	@touch $@
 
 demo: $(STAMP) ## record, train, imagine and evaluate; ends with a report (SIZE=laptop)
-	@echo '== demo: dreamer4_demo --size $(SIZE) $(ARGS)'
-	@$(BIN)/dreamer4_demo --size $(SIZE) $(ARGS)
+	@echo '== demo: dreamer4 demo --size $(SIZE) $(ARGS)'
+	@$(BIN)/dreamer4 demo --size $(SIZE) $(ARGS)
 
 test: $(STAMP) ## all notebooks at size smoke and the tests beside them
 	@echo '== test: notebooks and tests/; the last line is the sum'
@@ -62,13 +62,17 @@ readme: $(STAMP) ## write README.md from index.ipynb
 
 box: $(STAMP) ## put a finished run, trained by this commit, into the package as `pretrained` (RUN=folder)
 	@rm -rf dreamer4_nb/pretrained
-	@$(BIN)/python -c "from dreamer4_nb.play import box; print(box('$(RUN)', commit='$$(git rev-parse HEAD)'))"
+	@$(BIN)/python -c "from dreamer4_nb.run.pack import pack_run; print(pack_run('$(RUN)', commit='$$(git rev-parse HEAD)'))"
 
-export: $(STAMP) ## write the package from the notebooks, and clean them
+export: $(STAMP) ## write the package from the notebooks, formatted and clean, and redraw the rooms
+	@$(BIN)/ruff format -q index.ipynb nbs tests setup.py
 	@$(BIN)/nbdev_export && $(BIN)/nbdev_clean
+	@$(BIN)/python nbs/book/rooms.py
 
-lint: $(STAMP) ## unused and undefined names, in notebooks and tests
-	@$(BIN)/ruff check --select F,E9 --ignore F403,F405,F811 index.ipynb nbs tests setup.py
+lint: $(STAMP) ## style of notebooks and tests, types of the package
+	@$(BIN)/ruff format --check index.ipynb nbs tests setup.py
+	@$(BIN)/ruff check index.ipynb nbs tests setup.py
+	@$(BIN)/mypy
 
 clean: ## remove what building and testing leave behind; .venv and runs stay
 	@rm -rf build dist _book _docs *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage
