@@ -1,8 +1,8 @@
 # Every target starts from nothing: it makes .venv and installs the exact versions of constraints.txt if that has not been done.
-# Settings, given as NAME=value:  SIZE (of the demo), ARGS (passed on), PYTHON (which interpreter), PIP_ARGS (for pip), RUN (for box)
+# Settings, given as NAME=value:  SIZE (of the demo), ARGS (passed on), PYTHON (which interpreter), PIP_ARGS (for pip), RUN (for pack)
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-full notebooks book readme box export lint clean minerl-env lock
+.PHONY: help install demo test test-full notebooks book readme pack export lint clean minerl-env lock
 
 # the first interpreter of a version that the lock is made for
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \

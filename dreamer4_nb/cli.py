@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, NoReturn, TypeVar, Union
@@ -297,7 +297,7 @@ class Check:
         if out is None and (self.path / "run.json").exists():
             out = self.path / "check.json"
         if out is not None:
-            rows = [asdict(check) for check in checks]
+            rows = [check.to_dict() for check in checks]
             write_json(out, {"format": "dreamer4_nb.check", "version": 1, "checks": rows})
         count = {status: 0 for status in ("pass", "warn", "fail", "skip")}
         for check in checks:

@@ -150,7 +150,7 @@ def train(
         )
     run = Run(out, config, device, progress)
     if recordings is not None:
-        run.take(recordings)
+        run.use_recordings(recordings)
     if checked and not config.is_trial:
         return train_checked(run, upto)
     return run_all(run, upto)

@@ -153,7 +153,7 @@ def minecraft(trunk, changes, seed, worlds, context=8, steps=15):
         ),
         progress=False,
     )
-    run.take(changes["footage"])
+    run.use_recordings(changes["footage"])
     run.run_all("dynamics")
     tok = run.trained("tokenizer")
     train, held = run.data()
