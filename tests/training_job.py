@@ -1,4 +1,5 @@
-"A small training run as a process of its own: python training_job.py OUT STEPS [SECONDS_PER_STEP [quiet] [layers] [muon] [bf16]]"
+"""A small training run as a process of its own:
+python training_job.py OUT STEPS [SECONDS_PER_STEP [quiet] [layers] [muon] [bf16]]"""
 
 import os
 import sys
@@ -6,43 +7,44 @@ import time
 
 import numpy as np
 import torch
+from torch import nn
+
 from dreamer4_nb.data.dataset import MemoryRecordings
 from dreamer4_nb.data.windows import SequenceSampler
 from dreamer4_nb.models.heads import masked_mean
 from dreamer4_nb.models.transformer import Transformer
 from dreamer4_nb.training.callbacks import EMA
 from dreamer4_nb.training.learner import Learner
-from torch import nn
 
 
 def recordings(seed=0, episodes=8, steps=50):
+    "Random frames of 4 x 4 pixels, with actions and rare rewards"
     rng = np.random.default_rng(seed)
-    return MemoryRecordings(
-        [
-            rng.integers(256, size=(steps + 1, 1, 4, 4), dtype=np.uint8)
-            for _ in range(episodes)
-        ],
-        [rng.integers(4, size=(steps, 1)) for _ in range(episodes)],
-        [(rng.random(steps) < 0.1).astype(np.float32) for _ in range(episodes)],
-    )
+    frames = [
+        rng.integers(256, size=(steps + 1, 1, 4, 4), dtype=np.uint8) for _ in range(episodes)
+    ]
+    actions = [rng.integers(4, size=(steps, 1)) for _ in range(episodes)]
+    rewards = [(rng.random(steps) < 0.1).astype(np.float32) for _ in range(episodes)]
+    return MemoryRecordings(frames, actions, rewards)
 
 
 def loss(model, batch, generator):
-    x = batch["frames"].flatten(2).float() / 255
-    guess = model(x + 0.1 * torch.randn(x.shape, generator=generator, device=x.device))
+    "Denoise the pixels; their mean is the reward"
+    x = batch.frames.flatten(2).float() / 255
+    noise = torch.randn(x.shape, generator=generator, device=x.device)
+    predicted = model(x + 0.1 * noise)
     return dict(
-        pixels=(guess - x).square().mean(),
-        reward=(guess.mean((-1)) - batch["rewards"][:, :8]).square().mean(),
+        pixels=(predicted - x).square().mean(),
+        reward=(predicted.mean(-1) - batch.rewards[:, :8]).square().mean(),
     )
 
 
 def quiet(model, batch, generator):
-    "A loss without noise: the same for any number of processes that share the rows of a batch"
-    x = batch["frames"].flatten(2).float() / 255
+    "A loss without noise: the same for any number of processes that share a batch's rows"
+    x = batch.frames.flatten(2).float() / 255
     y = model(x)
-    rewards = batch["rewards"][
-        :, :8
-    ]  # of some rows: masked means count what all processes have
+    rewards = batch.rewards[:, :8]
+    # masked means count the steps of all processes
     return dict(
         pixels=(y - x).square().mean(),
         edge=(y[..., 1:] - x[..., :-1]).abs().mean(),
@@ -55,84 +57,78 @@ class Layers(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.inp, self.none, self.net, self.out = (
-            nn.Linear(16, 32),
-            nn.Parameter(torch.zeros(0, 32)),
-            Transformer(32, 3, 2, time_every=2),
-            nn.Linear(32, 16),
-        )
+        self.inp = nn.Linear(16, 32)
+        self.none = nn.Parameter(torch.zeros(0, 32))
+        self.net = Transformer(32, 3, 2, time_every=2)
+        self.out = nn.Linear(32, 16)
 
     def forward(self, x):
-        return self.out(
-            self.net(
-                torch.cat([self.inp(x)[:, :, None], self.none.expand(*x.shape[:2], 0, 32)], 2)
-            )[:, :, 0]
-        )
+        tokens = self.inp(x)[:, :, None]
+        empty = self.none.expand(*x.shape[:2], 0, 32)
+        return self.out(self.net(torch.cat([tokens, empty], 2))[:, :, 0])
 
 
-QUIET = dict(
-    log_every=1, schedule=dict(warmup=10, decay="constant")
-)  # a rate that does not depend on how many steps are still to come
+# a rate that does not depend on how many steps are still to come
+QUIET = dict(log_every=1, schedule=dict(warmup=10, decay="constant"))
 
 
-def learner(out, steps, width=32, layers=False, **kw):
+def learner(out, steps, width=32, layers=False, loss_fn=loss, **changes):
+    "A learner of a small model, always the same for the same arguments"
     torch.manual_seed(0)
-    model = (
-        Layers()
-        if layers
-        else nn.Sequential(nn.Linear(16, width), nn.Tanh(), nn.Linear(width, 16))
+    if layers:
+        model = Layers()
+    else:
+        model = nn.Sequential(nn.Linear(16, width), nn.Tanh(), nn.Linear(width, 16))
+    settings = dict(
+        device="cpu",
+        progress=False,
+        save_every=5,
+        log_every=10,
+        schedule=dict(warmup=10, decay="linear"),
+        callbacks=[EMA(0.95)],
     )
-    kw = (
-        dict(
-            device="cpu",
-            progress=False,
-            save_every=5,
-            log_every=10,
-            schedule=dict(warmup=10, decay="linear"),
-            callbacks=[EMA(0.95)],
-        )
-        | kw
+    batches = SequenceSampler(recordings(), 4, 8, workers=1)
+    return Learner(model, loss_fn, batches, steps, out, **settings | changes)
+
+
+def slowed(loss_fn, seconds):
+    "The same loss, some time later"
+
+    def slow(*args):
+        time.sleep(seconds)
+        return loss_fn(*args)
+
+    return slow
+
+
+def check_slices(job):
+    "Weights and moments of a sharded learner are slices"
+    state = [x for o in job.optimizers for s in o.state.values() for x in s.values()]
+    tensors = job.parameters + [x for x in state if x.ndim]
+    local = sum(x.to_local().numel() for x in tensors)
+    assert local < 0.6 * 3 * sum(p.numel() for p in job.parameters), (
+        "weights and moments are not sliced"
     )
-    return Learner(
-        model, loss, SequenceSampler(recordings(), 4, 8, workers=1), steps, out, **kw
+
+
+def main(out, steps, seconds=0.0, *options):
+    loss_fn = quiet if "quiet" in options else loss
+    job = learner(
+        out,
+        int(steps),
+        layers="layers" in options,
+        loss_fn=slowed(loss_fn, float(seconds)),
+        optimizer="muon" if "muon" in options else "adamw",
+        mixed_precision="bf16" if "bf16" in options else "no",
+        **(QUIET if "quiet" in options else {}),
     )
+    job.fit(resume=True)
+    if job.sharded:
+        check_slices(job)
+    if job.accelerator.num_processes > 1:
+        job.accelerator.wait_for_everyone()
+        os._exit(0)  # the threads of gloo may abort an ordinary end
 
 
 if __name__ == "__main__":
-    job = learner(
-        sys.argv[1],
-        int(sys.argv[2]),
-        layers="layers" in sys.argv,
-        optimizer="muon" if "muon" in sys.argv else "adamw",
-        mixed_precision="bf16" if "bf16" in sys.argv else "no",
-        **(QUIET if "quiet" in sys.argv else {}),
-    )
-    if "quiet" in sys.argv:
-        job.loss_fn = quiet
-    if len(sys.argv) > 3:
-        fast = job.loss_fn
-
-        def slow(*args):
-            time.sleep(float(sys.argv[3]))
-            return fast(*args)
-
-        job.loss_fn = slow
-    job.fit(resume=True)
-    if job.sharded:
-        held = [
-            x.to_local().numel()
-            for x in job.parameters
-            + [
-                m
-                for o in job.optimizers
-                for p in o.state.values()
-                for m in p.values()
-                if m.ndim
-            ]
-        ]
-        assert sum(held) < 0.6 * 3 * sum(p.numel() for p in job.parameters), (
-            "weights and moments are not sliced"
-        )
-    if job.accelerator.num_processes > 1:
-        job.accelerator.wait_for_everyone()
-        os._exit(0)  # gloo's threads may abort an ordinary end
+    main(*sys.argv[1:])
