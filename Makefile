@@ -60,9 +60,10 @@ book: .venv/.book ## the book as a web site in _book/, to be read without a netw
 readme: $(STAMP) ## write README.md from index.ipynb
 	@$(BIN)/python tests/readme.py
 
-box: $(STAMP) ## put a finished run, trained by this commit, into the package as `pretrained` (RUN=folder)
+pack: $(STAMP) ## put a finished run, trained by this commit, into the package as `pretrained` (RUN=folder)
 	@rm -rf dreamer4_nb/pretrained
-	@$(BIN)/python -c "from dreamer4_nb.run.pack import pack_run; print(pack_run('$(RUN)', commit='$$(git rev-parse HEAD)'))"
+	@$(BIN)/python -c "from dreamer4_nb.run.pack import pack_run; \
+	  print(pack_run('$(RUN)', commit='$$(git rev-parse HEAD)'))"
 
 export: $(STAMP) ## write the package from the notebooks, formatted and clean, and redraw the rooms
 	@$(BIN)/ruff format -q index.ipynb nbs tests setup.py
