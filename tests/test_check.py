@@ -1,37 +1,87 @@
-"The alignment check on real first-person video, where that is at hand."
+"The checks on real first-person video, where that is at hand, and their messages"
 
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from dreamer4_nb.config import named
 from dreamer4_nb.data.actions import ActionCodec, ActionSpace
 from dreamer4_nb.data.dataset import MemoryRecordings
-from dreamer4_nb.run.checks import check_alignment
+from dreamer4_nb.run.checks import check_path, check_run, enforce_checks, format_checks
+from dreamer4_nb.run.folder import RunError, RunFolder
+from dreamer4_nb.run.recording_checks import Check, check_alignment
 
-played = Path(__file__).parents[2] / "shared/data/minetest"
+PLAYED = Path(__file__).parents[2] / "shared/data/minetest"
+KEYS = ("forward", "back", "left", "right", "jump", "attack")
+
+
+def minetest_recordings(shift):
+    "Two recordings of Minetest in parts, their actions moved by so many steps"
+    space = ActionSpace(keys=KEYS, camera="camera")
+    codec = ActionCodec(space)
+    frames = []
+    actions = []
+    for seed in ("seed3", "seed7"):
+        with np.load(PLAYED / seed / "episode.npz", allow_pickle=False) as episode:
+            camera = 0.1 * np.stack([episode["dy"], episode["dx"]], -1).astype(float)
+            named_actions = {key: episode[key] for key in KEYS} | {"camera": camera}
+            encoded = np.asarray(codec.encode(named_actions))
+            pictures = episode["frames"].transpose(0, 3, 1, 2)
+        for start in range(0, 3000, 300):
+            frames.append(pictures[start : start + 301])
+            actions.append(np.roll(encoded[start : start + 300], shift, 0))
+    return MemoryRecordings(frames, actions, [None] * len(frames), codec=codec)
 
 
 @pytest.mark.skipif(
-    not played.is_dir(), reason="the Minetest recordings of ../shared are not here"
+    not PLAYED.is_dir(), reason="the Minetest recordings of ../shared are not here"
 )
 @pytest.mark.parametrize("shift, status", [(0, "pass"), (1, "fail")])
 def test_alignment_of_keys_and_mouse(shift, status):
-    space, frames, actions = (
-        ActionSpace(
-            keys=("forward", "back", "left", "right", "jump", "attack"), camera="camera"
-        ),
-        [],
-        [],
+    check = next(check_alignment(minetest_recordings(shift)))
+    assert check.name == "actions fit the frames"
+    assert check.status == status, check
+
+
+def test_a_check_is_shown_with_its_hint():
+    failed = Check("length", "fail", "1 m", "2 m", "stretch it")
+    passed = Check("width", "pass", "3 m", "2 m", "squeeze it")
+    assert format_checks([failed, passed]).splitlines() == [
+        "fail  length: 1 m",
+        "      passes at 2 m. Hint: stretch it",
+        "pass  width: 3 m",
+    ]
+
+
+def test_a_check_is_written_by_the_names_of_earlier_files():
+    check = Check("length", "fail", "1 m", "2 m", "stretch it")
+    assert check.to_dict() == {
+        "name": "length",
+        "status": "fail",
+        "found": "1 m",
+        "threshold": "2 m",
+        "mend": "stretch it",
+    }
+    assert Check.from_dict(check.to_dict()) == check
+
+
+def test_nothing_to_check(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such folder. Hint"):
+        list(check_path(tmp_path / "nothing"))
+    run = RunFolder(tmp_path / "run", named("smoke"), progress=False)
+    with pytest.raises(RunError, match="convert is not done"):
+        list(check_run(run))
+
+
+def test_failed_checks_stop_with_their_hints(tmp_path, monkeypatch, capsys):
+    failed = Check("length", "fail", "1 m", "2 m", "stretch it")
+    monkeypatch.setattr("dreamer4_nb.run.checks.check_stage", lambda run, stage: [failed])
+    run = RunFolder(tmp_path / "run", named("smoke"), progress=False)
+    with pytest.raises(RunError) as error:
+        enforce_checks(run, "convert")
+    assert str(error.value) == (
+        f"{run.out}: convert: length: 1 m. Hint: stretch it; or continue with --unchecked"
     )
-    codec = ActionCodec(space)
-    for seed in ("seed3", "seed7"):
-        with np.load(played / seed / "episode.npz", allow_pickle=False) as e:
-            camera = 0.1 * np.stack([e["dy"], e["dx"]], -1).astype(float)
-            a = np.asarray(codec.encode({k: e[k] for k in space.keys} | dict(camera=camera)))
-            for s in range(0, 3000, 300):
-                frames.append(e["frames"][s : s + 301].transpose(0, 3, 1, 2))
-                actions.append(np.roll(a[s : s + 300], shift, 0))
-    found = next(
-        check_alignment(MemoryRecordings(frames, actions, [None] * len(frames), codec=codec))
-    )
-    assert found.name == "actions fit the frames" and found.status == status, found
+    assert "fail  length" in capsys.readouterr().out
+    enforce_checks(run, "record")  # after which there is nothing to check
