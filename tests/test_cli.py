@@ -1,101 +1,117 @@
-"The console scripts as a user meets them: processes, exit codes, one line for an error."
+"The command `dreamer4` as a user meets it: processes, exit codes, one line for an error"
 
 import json
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import sysconfig
-import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
-from dreamer4_nb.config import named
-from dreamer4_nb.files import with_checksum
+from safetensors.torch import load_file, save
 from test_recordings import damage, make
 
-bin = Path(sysconfig.get_path("scripts"))
-scripts = [
-    "record",
-    "convert",
-    "train",
-    "evaluate",
-    "demo",
-    "claim",
-    "experiment",
-    "check",
-    "bench",
-    "play",
-]
+from dreamer4_nb.cli import COMMANDS
+from dreamer4_nb.files import with_checksum
+from dreamer4_nb.run.load import load
 
-# a run of seconds; the demo's own `--size smoke` takes a minute, so that there is something to see
-kept = tempfile.TemporaryDirectory()
-tiny = ("--config", str(named("smoke").save(Path(kept.name) / "tiny.json")))
+DREAMER4 = Path(sysconfig.get_path("scripts")) / "dreamer4"
+SMOKE = ("--size", "smoke")  # a run of seconds
 
 
-def call(name, *args, **kw):
-    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
+def call(*args):
+    "The command with these arguments, in a process of its own"
+    environment = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
     return subprocess.run(
-        [bin / f"dreamer4_{name}", *map(str, args)],
+        [DREAMER4, *map(str, args)],
         capture_output=True,
         text=True,
-        env=env,
+        env=environment,
         timeout=600,
-        **kw,
     )
 
 
-def refused(done, *words, code=1):
-    "One line of error that holds the words, no traceback"
-    lines = [l for l in done.stderr.splitlines() if l.startswith("error:")]
-    assert done.returncode == code and len(lines) == 1 and "Traceback" not in done.stderr, (
-        done.stderr[-2000:]
-    )
-    for w in words:
-        assert w in lines[0], lines[0]
+def assert_error(done, *words, code=1):
+    "One line of error that has the words, no traceback"
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert done.returncode == code, done.stderr[-2000:]
+    assert len(lines) == 1 and "Traceback" not in done.stderr, done.stderr[-2000:]
+    for word in words:
+        assert word in lines[0], lines[0]
 
 
-@pytest.mark.parametrize("name", scripts)
+def assert_usage(done, *words):
+    "Exit code 2 and a message with the words, which may stand in a box"
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr, done.stderr[-2000:]
+    text = " ".join(done.stderr.replace("│", " ").split())
+    for word in words:
+        assert word in text, text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help(name):
     done = call(name, "--help")
-    assert done.returncode == 0 and "usage" in done.stdout
+    assert done.returncode == 0
+    assert f"usage: dreamer4 {name}" in done.stdout
+    assert "--dynamics.depth" not in done.stdout
+
+
+def test_help_of_all_commands():
+    done = call("--help")
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in COMMANDS)
+
+
+def test_help_of_settings():
+    done = call("train", "--help-settings", *SMOKE)
+    assert done.returncode == 0
+    assert "--dynamics.width INT" in done.stdout
+    assert "(default: 32)" in done.stdout
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys; from dreamer4_nb import cli; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     "A smoke run that was killed twice on its way"
     out = tmp_path_factory.mktemp("cli") / "run"
-    command = [bin / "dreamer4_demo", *tiny, "--out", str(out)]
+    command = [DREAMER4, "demo", *SMOKE, "--out", str(out)]
     for seconds in (7, 12):
-        p = subprocess.Popen(
+        process = subprocess.Popen(
             command,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
         time.sleep(seconds)
-        os.killpg(p.pid, signal.SIGKILL)
-        p.wait()
-    done = call("demo", *tiny, "--out", out)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    done = call("demo", *SMOKE, "--out", out)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert (
-        "report:" in done.stdout
-        and "wood" in done.stdout
-        and "dreamer4_play --pretrained" in done.stdout
-    )
+    assert "report:" in done.stdout
+    assert "wood" in done.stdout
+    assert "dreamer4 play --pretrained" in done.stdout
     return out
 
 
-def test_demo_leaves_what_it_says(run):
+def test_demo_leaves_its_files(run):
     for name in ("run.json", "results.json", "report.html"):
         assert (run / name).stat().st_size > 100
-    assert not [p for p in run.rglob(".tmp-*")]
+    assert list(run.rglob(".tmp-*")) == []
 
 
 @pytest.mark.slow
 def test_a_first_look_shows_something(tmp_path):
     "What a newcomer runs: frames that can be recognised, and what more training would add"
-    done = call("demo", "--size", "smoke", "--out", tmp_path / "run")
+    done = call("demo", "--size", "demo_smoke", "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr[-2000:]
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["tokenizer_psnr"] > 25
@@ -104,47 +120,89 @@ def test_a_first_look_shows_something(tmp_path):
 
 def test_demo_again_changes_nothing(run):
     before = (run / "results.json").read_bytes()
-    assert call("demo", *tiny, "--out", run).returncode == 0
+    assert call("demo", *SMOKE, "--out", run).returncode == 0
     assert (run / "results.json").read_bytes() == before
 
 
-def test_check_says_what_has_not_been_learned(run, tmp_path):
+def test_check_reports_what_has_not_been_learned(run, tmp_path):
     done = call("check", run)
-    found = json.loads((run / "check.json").read_text())
-    assert done.returncode == 1 and found["format"] == "dreamer4_nb.check"
-    status = {c["name"]: c["status"] for c in found["checks"]}
-    assert (
-        status["actions are known"] == "pass"
-        and status["the tokenizer reconstructs"] == "fail"
-    )
-    refused(call("check", tmp_path / "nothing"), "nothing")
+    written = json.loads((run / "check.json").read_text())
+    assert done.returncode == 1
+    assert written["format"] == "dreamer4_nb.check"
+    status = {check["name"]: check["status"] for check in written["checks"]}
+    assert status["actions are known"] == "pass"
+    assert status["the tokenizer reconstructs"] == "fail"
+    assert_error(call("check", tmp_path / "nothing"), "nothing")
 
 
-def test_other_configuration_is_refused(run):
-    refused(call("demo", *tiny, "--seed", 1, "--out", run), "run.json", "--out")
+def test_another_configuration_for_the_same_folder(run):
+    assert_error(call("demo", *SMOKE, "--seed", 1, "--out", run), "run.json", "--out")
 
 
-def test_wrong_arguments():
-    refused(call("demo", "--size", "huge"), "--size", "laptop", code=2)
-    assert call("demo", "--seed", "many").returncode == 2
-    refused(
-        call("convert", "somewhere", "elsewhere", "--event", "fly"),
-        "--event",
-        "mine_log",
-        code=2,
-    )
+def test_fields_are_options(tmp_path):
+    options = ("--imagination.gamma", ".95", "--dynamics.soft-cap", "30", "--data.seed", "3")
+    done = call("train", tmp_path / "run", *SMOKE, "--upto", "record", *options)
+    assert done.returncode == 0, done.stderr[-2000:]
+    config = json.loads((tmp_path / "run" / "run.json").read_text())["config"]
+    assert config["imagination"]["gamma"] == 0.95
+    assert config["dynamics"]["soft_cap"] == 30.0
+    assert config["data"]["seed"] == 3
+
+
+def test_options_beside_a_file(tmp_path):
+    file = tmp_path / "mine.json"
+    file.write_text('{"version": 1, "name": "mine", "dynamics": {"width": 64}}')
+    out = tmp_path / "run"
+    sizes = ("--data.episodes", "3", "--data.held-out", "0.4")
+    done = call("train", out, "--config", file, "--upto", "record", *sizes, "--unchecked")
+    assert done.returncode == 0, done.stderr[-2000:]
+    config = json.loads((out / "run.json").read_text())["config"]
+    assert config["name"] == "mine"
+    assert config["dynamics"]["width"] == 64
+    assert config["data"]["episodes"] == 3
+
+
+WRONG_ARGUMENTS = [
+    (("demo", "--size", "huge"), ("huge", "laptop")),
+    (("demo", "--seed", "many"), ("--seed", "many")),
+    (("demo", "--seed", "-1"), ("--seed -1", "0 or more")),
+    (("demo", "--device", "gpu"), ("--device", "'gpu'", "'cpu' always is")),
+    (("demo", "--size", "gpu", "--config", "c.json"), ("--size gpu", "--config")),
+    (("trian", "out"), ("trian", "train")),
+    ((), ("train", "demo")),
+    (("train",), ("OUT", "folder of the run")),
+    (("train", "out", "--dynamics.widht", "64"), ("Perhaps you meant", "--dynamics.width")),
+    (("train", "out", "--dynamics.width", "97"), ("dynamics.width = 97", "multiple of")),
+    (("train", "out", "--upto", "the end"), ("--upto the end", "imagination")),
+    (("train", "out", "--task", "recordings"), ("--recordings",)),
+    (("demo", "--data.task", "recordings"), ("no world to play in",)),
+    (("convert", "somewhere", "elsewhere", "--event", "fly"), ("--event fly", "mine_log")),
+    (("play",), ("RUN (none)", "--pretrained")),
+    (("play", "run", "--pretrained"), ("--pretrained run",)),
+    (("claim", "--seeds", "1;2"), ("--seeds 1;2", "0,1,2")),
+    (("bench", "--only", "nothing"), ("--only nothing", "tokenizer")),
+]
+
+
+@pytest.mark.parametrize("args, words", WRONG_ARGUMENTS)
+def test_wrong_arguments(args, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert_usage(call(*args), *words)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_missing_and_empty_folders(tmp_path):
-    refused(call("convert", tmp_path / "nothing", tmp_path / "out"), "nothing")
-    (tmp_path / "empty").mkdir()
-    refused(call("convert", tmp_path / "empty", tmp_path / "out"), "empty")
-    refused(call("evaluate", tmp_path / "nothing"), "run.json")
-    (tmp_path / "empty" / "MineRLTreechop-v0.zip").write_bytes(b"PK")
-    refused(
-        call("convert", tmp_path / "empty", tmp_path / "out"), "MineRLTreechop-v0.zip", "unzip"
-    )
-    assert not (tmp_path / "out" / "dataset.json").exists()
+    out = tmp_path / "out"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert_error(call("convert", tmp_path / "nothing", out), "nothing")
+    assert_error(call("convert", empty, out), "empty")
+    assert_error(call("evaluate", tmp_path / "nothing"), "run.json")
+    assert_error(call("play", tmp_path / "nothing"), "nothing", "--pretrained")
+    assert_error(call("train", out, "--recordings", empty), "empty")
+    (empty / "MineRLTreechop-v0.zip").write_bytes(b"PK")
+    assert_error(call("convert", empty, out), "MineRLTreechop-v0.zip", "unzip")
+    assert not out.exists()
 
 
 BROKEN = [
@@ -159,60 +217,51 @@ BROKEN = [
 
 def test_broken_recordings(tmp_path):
     "Each is set aside with its reason; where nothing else is there, that is an error"
-    for i, what in enumerate(BROKEN):
-        spoil, _ = damage(what)
-        spoil(make(tmp_path / "source", f"bad{i}")[0])
-    done = call("convert", tmp_path / "source", tmp_path / "alone")
-    refused(done, "source")
-    assert not (tmp_path / "alone" / "dataset.json").exists() and not list(
-        tmp_path.rglob(".tmp-*")
-    )
-    make(tmp_path / "source", "good")
-    done = call("convert", tmp_path / "source", tmp_path / "data")
-    assert done.returncode == 0 and "1 recordings" in done.stdout, done.stderr
-    for i, what in enumerate(BROKEN):
-        (line,) = [l for l in done.stdout.splitlines() if f"v3_bad{i}:" in l]
-        for w in damage(what)[1]:
-            assert w in line, line
+    source = tmp_path / "source"
+    for number, kind in enumerate(BROKEN):
+        spoil, _ = damage(kind)
+        spoil(make(source, f"bad{number}")[0])
+    alone = tmp_path / "alone"
+    assert_error(call("convert", source, alone), "source")
+    assert not (alone / "dataset.json").exists()
+    assert list(tmp_path.rglob(".tmp-*")) == []
+    make(source, "good")
+    done = call("convert", source, tmp_path / "data")
+    assert done.returncode == 0, done.stderr
+    assert "1 recordings" in done.stdout
+    for number, kind in enumerate(BROKEN):
+        lines = [line for line in done.stdout.splitlines() if f"v3_bad{number}:" in line]
+        assert len(lines) == 1
+        for word in damage(kind)[1]:
+            assert word in lines[0], lines[0]
 
 
-def test_configuration_with_a_typo(tmp_path):
-    (tmp_path / "c.json").write_text('{"version": 1, "dynamics": {"widht": 64}}')
-    refused(
-        call("train", tmp_path / "run", "--config", tmp_path / "c.json"),
-        "c.json",
-        "'widht'",
-        "'width'",
-    )
-    (tmp_path / "c.json").write_text('{"version": 1, "dynamics": {"width": -64}}')
-    refused(
-        call("train", tmp_path / "run", "--config", tmp_path / "c.json"),
-        "c.json",
-        "width",
-        "at least 1",
-    )
-    refused(call("train", tmp_path / "run", "--config", "laptop"), "--size laptop")
-    assert not (tmp_path / "run").exists()
+def test_configuration_with_a_mistake(tmp_path):
+    file = tmp_path / "c.json"
+    out = tmp_path / "run"
+    file.write_text('{"version": 1, "dynamics": {"widht": 64}}')
+    assert_error(call("train", out, "--config", file), "c.json", "widht", "'width'")
+    file.write_text('{"version": 1, "dynamics": {"width": -64}}')
+    assert_error(call("train", out, "--config", file), "c.json", "width", "1 or more")
+    assert_error(call("train", out, "--config", "laptop"), "--size laptop")
+    assert not out.exists()
 
 
 def test_full_disk(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)], capture_output=True
-    ).returncode:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("no tmpfs can be mounted here")
     try:
-        refused(call("demo", *tiny, "--out", disk / "run"), "could not be written")
-        assert not list(disk.rglob(".tmp-*"))
+        assert_error(call("demo", *SMOKE, "--out", disk / "run"), "could not be written")
+        assert list(disk.rglob(".tmp-*")) == []
     finally:
         subprocess.run(["umount", str(disk)])
 
 
 def damaged(run, tmp_path, name, content):
     "A copy of the run with one file replaced and its later stages to be done again"
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     (copy / name).write_bytes(content)
@@ -225,47 +274,29 @@ def damaged(run, tmp_path, name, content):
 
 
 def test_corrupt_run_file(run, tmp_path):
-    refused(
-        call("demo", *tiny, "--out", damaged(run, tmp_path, "run.json", b'{"format": ')),
-        "run.json",
-    )
+    copy = damaged(run, tmp_path, "run.json", b'{"format": ')
+    assert_error(call("demo", *SMOKE, "--out", copy), "run.json")
 
 
-def test_corrupt_policy(run, tmp_path):
-    refused(
-        call(
-            "demo",
-            *tiny,
-            "--out",
-            damaged(run, tmp_path, "policies/bc.safetensors", b"\0" * 40),
-        ),
-        "bc.safetensors",
-    )
+@pytest.mark.parametrize(
+    "name", ["policies/bc.safetensors", "agent/checkpoint/model.safetensors"]
+)
+def test_corrupt_weights(run, tmp_path, name):
+    copy = damaged(run, tmp_path, name, b"\0" * 40)
+    assert_error(call("demo", *SMOKE, "--out", copy), name)
 
 
-def test_corrupt_checkpoint(run, tmp_path):
-    name = "agent/checkpoint/model.safetensors"
-    refused(call("demo", *tiny, "--out", damaged(run, tmp_path, name, b"\0" * 40)), name)
-
-
-def test_checkpoint_of_another_size(run, tmp_path):
-    from safetensors.torch import load_file, save
-
+def test_weights_of_another_size(run, tmp_path):
     name = "policies/bc.safetensors"
-    smaller = save({k: v[..., :-1].contiguous() for k, v in load_file(run / name).items()})
-    refused(
-        call("demo", *tiny, "--out", damaged(run, tmp_path, name, smaller)),
-        "bc.safetensors",
-        "shape",
-    )
+    tensors = load_file(run / name)
+    smaller = save({k: tensor[..., :-1].contiguous() for k, tensor in tensors.items()})
+    copy = damaged(run, tmp_path, name, smaller)
+    assert_error(call("demo", *SMOKE, "--out", copy), "bc.safetensors", "shape")
 
 
 def test_load_and_act(run):
-    import numpy as np
-    from dreamer4_nb.run.load import load
-
-    pilot = load(run)
-    action = pilot.act(np.zeros((64, 64, 3), np.uint8))
+    policy = load(run)
+    action = policy.act(np.zeros((64, 64, 3), np.uint8))
     assert action["action"] in ("noop", "left", "right", "up", "down", "do")
     with pytest.raises(ValueError, match="frame"):
-        pilot.act(np.zeros((32, 32, 3), np.uint8))
+        policy.act(np.zeros((32, 32, 3), np.uint8))
