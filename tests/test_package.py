@@ -1,5 +1,6 @@
-"The wheel holds what it should, and works in a fresh environment without the optional packages"
+"The wheel: what is inside, and that it works without the optional packages; the face"
 
+import ast
 import configparser
 import os
 import re
@@ -14,24 +15,31 @@ from pathlib import Path
 import pytest
 
 root = Path(__file__).resolve().parent.parent
-modules = sorted(o.stem for o in (root / "dreamer4_nb").glob("[!_]*.py"))
-settings = configparser.ConfigParser(delimiters=["="], interpolation=None)
-settings.read(root / "settings.ini", encoding="utf-8")
-settings = settings["DEFAULT"]
-lines = lambda key: [o for o in settings[key].splitlines() if o]
+package = root / "dreamer4_nb"
+files = sorted(path.relative_to(root) for path in package.rglob("[!_]*.py"))
+modules = [".".join(path.with_suffix("").parts) for path in files]
+parser = configparser.ConfigParser(delimiters=["="], interpolation=None)
+parser.read(root / "settings.ini", encoding="utf-8")
+settings = parser["DEFAULT"]
 
 
-def run(*args, **kw):
-    r = subprocess.run([str(o) for o in args], capture_output=True, text=True, **kw)
-    assert r.returncode == 0, r.stdout + r.stderr
-    return r.stdout
+def lines(key):
+    return [line for line in settings[key].splitlines() if line]
+
+
+def run(*args, **options):
+    "A process that must succeed; what it printed"
+    done = subprocess.run(list(map(str, args)), capture_output=True, text=True, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    "Where wheel and sdist are, built from a copy of what the sources list, with the tools of the running environment"
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for o in (
+    "Wheel and sdist, built from a copy of the sources by the tools of this environment"
+    source = tmp_path_factory.mktemp("source")
+    out = tmp_path_factory.mktemp("wheel")
+    for name in (
         "setup.py",
         "settings.ini",
         "pyproject.toml",
@@ -40,8 +48,8 @@ def built(tmp_path_factory):
         "NOTICE",
         "README.md",
     ):
-        if (root / o).exists():
-            shutil.copy(root / o, source / o)
+        if (root / name).exists():
+            shutil.copy(root / name, source / name)
     shutil.copytree(
         root / "dreamer4_nb",
         source / "dreamer4_nb",
@@ -94,10 +102,24 @@ def fresh_python(wheel, tmp_path_factory):
 
 def test_wheel_contents(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    assert {o.split("/")[0] for o in names if ".dist-info" not in o} == {"dreamer4_nb"}
-    assert {f"dreamer4_nb/{o}.py" for o in modules} <= set(names)
-    for o in ("LICENSE", "NOTICE"):
-        assert any(n.endswith(o) for n in names)
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {
+        "dreamer4_nb"
+    }
+    assert {path.as_posix() for path in files} <= set(names)
+    assert "dreamer4_nb/py.typed" in names
+    for licence in ("LICENSE", "NOTICE"):
+        assert any(name.endswith(licence) for name in names)
+
+
+def test_every_file_of_the_package_that_is_no_code_is_inside(wheel):
+    "Templates and style sheets too"
+    kinds = (".css", ".html", ".jinja", ".js", ".svg", ".typed")
+    there = {
+        path.relative_to(root).as_posix()
+        for path in package.rglob("*")
+        if path.suffix in kinds or path.name == "py.typed"
+    }
+    assert there <= set(zipfile.ZipFile(wheel).namelist())
 
 
 def test_the_trained_run_is_inside(built, wheel):
@@ -116,38 +138,20 @@ def test_the_trained_run_is_inside(built, wheel):
 
 
 def test_entry_points(wheel):
-    z = zipfile.ZipFile(wheel)
-    text = z.read(next(o for o in z.namelist() if o.endswith("entry_points.txt"))).decode()
-    scripts = {o.split("=")[0] for o in lines("console_scripts")}
-    assert scripts == {
-        f"dreamer4_{o}"
-        for o in (
-            "record",
-            "convert",
-            "train",
-            "evaluate",
-            "demo",
-            "claim",
-            "experiment",
-            "check",
-            "bench",
-            "play",
-        )
-    }
-    for o in scripts:
-        assert re.search(
-            rf"^{o} = dreamer4_nb\.(run|claim|experiments|check|bench|play):cli_", text, re.M
-        )
+    assert lines("console_scripts") == ["dreamer4=dreamer4_nb.cli:main"]
+    archive = zipfile.ZipFile(wheel)
+    (name,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
+    assert "dreamer4 = dreamer4_nb.cli:main" in archive.read(name).decode()
 
 
 def test_metadata(wheel):
-    z = zipfile.ZipFile(wheel)
-    text = z.read(next(o for o in z.namelist() if o.endswith("METADATA"))).decode()
-    assert (
-        f"Version: {settings['version']}" in text and "License-Expression: Apache-2.0" in text
-    )
-    for o in ("demo", "notebooks", "dev", "book", "minerl", "all"):
-        assert f"Provides-Extra: {o}" in text
+    archive = zipfile.ZipFile(wheel)
+    (name,) = [name for name in archive.namelist() if name.endswith("METADATA")]
+    text = archive.read(name).decode()
+    assert f"Version: {settings['version']}" in text
+    assert "License-Expression: Apache-2.0" in text
+    for extra in ("demo", "notebooks", "dev", "book", "minerl", "all"):
+        assert f"Provides-Extra: {extra}" in text
 
 
 def test_installed_copy_is_used(fresh_python, tmp_path):
@@ -169,25 +173,103 @@ def test_imports_without_optional_packages(fresh_python, tmp_path):
         "anywidget",
         "voila",
         "nbdev",
+        "fastcore",
         "pytest",
     ]
     code = f"""
-import sys, importlib
-for o in {optional}: sys.modules[o] = None # an import of it now fails
-for o in {modules}: importlib.import_module('dreamer4_nb.' + o)
+import importlib, sys
+for name in {optional}:
+    sys.modules[name] = None  # an import of it now fails
+for name in {modules}:
+    importlib.import_module(name)
 """
-    run(fresh_python, "-c", code, cwd=tmp_path, env={**os.environ, "PYTHONWARNINGS": "ignore"})
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    run(fresh_python, "-c", code, cwd=tmp_path, env=environment)
+
+
+def test_the_command_of_the_installed_copy(fresh_python, tmp_path):
+    assert "train" in run(fresh_python.parent / "dreamer4", "--help", cwd=tmp_path)
+
+
+def test_the_import_is_light(fresh_python, tmp_path):
+    "Nothing but a little of the standard library, and no PyTorch before a model is asked for"
+    code = """
+import sys
+import dreamer4_nb as d4
+print(*sorted({"torch", "numpy", "pydantic", "matplotlib"} & set(sys.modules)))
+d4.laptop()
+print("torch" in sys.modules)
+"""
+    assert run(fresh_python, "-c", code, cwd=tmp_path).splitlines() == ["", "False"]
+
+
+def test_every_name_that_the_package_offers_is_there():
+    import dreamer4_nb as d4
+
+    assert set(d4.__all__) < set(dir(d4))
+    for name in d4.__all__:
+        assert getattr(d4, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'lode'"):
+        d4.lode  # noqa: B018
+
+
+def test_type_checkers_see_the_same_names():
+    "The imports that only they read, and the table that is used when the program runs"
+    tree = ast.parse((package / "__init__.py").read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {}
+    for node in block.body:
+        for alias in node.names:
+            seen[alias.name] = node.module.removeprefix("dreamer4_nb.")
+    import dreamer4_nb as d4
+
+    assert seen == d4._MODULE_OF
+    assert sorted(seen) == d4.__all__
+
+
+WRONG_CALLS = [
+    ("load('nowhere')", "nowhere/run.json: no run here"),
+    ("load('pretrained', device='cuda:99')", "must be a device that PyTorch can use"),
+    ("load('pretrained', policy='best')", "'best'"),
+    ("load('pretrained').act(np.zeros((64, 64), np.uint8))", "expected (3, 64, 64)"),
+    ("load('pretrained').act(np.zeros((64, 64, 3)))", "expected uint8"),
+    ("Player('nowhere')", "nowhere/run.json: no run here"),
+    ("Recordings('nowhere')", "nowhere"),
+    ("convert('nowhere', 'out')", "nowhere: no such folder"),
+    ("convert('empty', 'out')", "no recordings here"),
+    ("train(d4.laptop(), 'nowhere', 'out')", "nowhere: no such folder"),
+    ("train(d4.paper(), None, 'out')", "data.task = 'recordings'"),
+    ("train(d4.laptop(), None, 'out', device='gpu')", "must be a device that PyTorch can"),
+    ("train(d4.laptop(), None, 'out', upto='agnet')", "Did you mean 'agent'?"),
+    ("evaluate('nowhere')", "nowhere/run.json: no run here"),
+    ("make_world('fly')", "'fly'"),
+    ("named('laptob')", "Did you mean 'laptop'?"),
+]
+
+
+@pytest.mark.parametrize("call, message", WRONG_CALLS)
+def test_an_error_of_the_library_is_one_line(call, message, tmp_path, monkeypatch):
+    "It names what was expected, and nothing has been written"
+    import numpy as np
+
+    import dreamer4_nb as d4
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises((ValueError, OSError)) as error:
+        eval(f"d4.{call}", {"d4": d4, "np": np})
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
 def interpreter(version):
     "Python of that version, if this machine has one that is not merely a name on the path"
-    found = shutil.which(f"python{version}")
-    return (
-        found
-        if found
-        and subprocess.run([found, "-c", "import venv"], capture_output=True).returncode == 0
-        else None
-    )
+    path = shutil.which(f"python{version}")
+    if path is None:
+        return None
+    works = subprocess.run([path, "-c", "import venv"], capture_output=True).returncode == 0
+    return path if works else None
 
 
 def on_python(version, folder):
@@ -235,7 +317,8 @@ def test_other_pythons_run_the_wheel(wheel, version, tmp_path):
     python = on_python(version, tmp_path / "venv")
     run(sys.executable, "-m", "pip", "--python", python, "install", "-q", f"{wheel}[demo]")
     run(
-        python.parent / "dreamer4_demo",
+        python.parent / "dreamer4",
+        "demo",
         "--size",
         "smoke",
         "--out",
@@ -251,15 +334,16 @@ def test_version():
     assert f"## {settings['version']}" in (root / "CHANGELOG.md").read_text()
 
 
+def distribution(requirement):
+    "The name in a requirement, as package indexes write it"
+    return re.split(r"[<>=!;\[ ]", requirement)[0].lower().replace("_", "-")
+
+
 def test_lock_covers_requirements():
     "Every requirement but minerl has an exact version in constraints.txt"
-    name = lambda o: re.split(r"[<>=!;\[ ]", o)[0].lower().replace("_", "-")
-    locked = {
-        name(o) for o in (root / "constraints.txt").read_text().splitlines() if "==" in o
-    }
-    needed = [
-        o
-        for k in ("", "demo_", "notebooks_", "dev_", "book_")
-        for o in lines(f"{k}requirements")
-    ]
-    assert [o for o in needed if name(o) not in locked] == []
+    constraints = (root / "constraints.txt").read_text().splitlines()
+    locked = {distribution(line) for line in constraints if "==" in line}
+    needed = []
+    for group in ("", "demo_", "notebooks_", "dev_", "book_"):
+        needed += lines(f"{group}requirements")
+    assert [line for line in needed if distribution(line) not in locked] == []
