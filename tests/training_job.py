@@ -11,7 +11,7 @@ from torch import nn
 
 from dreamer4_nb.data.dataset import MemoryRecordings
 from dreamer4_nb.data.windows import SequenceSampler
-from dreamer4_nb.models.heads import masked_mean
+from dreamer4_nb.models.heads import masked_mean_over_processes
 from dreamer4_nb.models.transformer import Transformer
 from dreamer4_nb.training.callbacks import EMA
 from dreamer4_nb.training.learner import Learner
@@ -48,7 +48,7 @@ def quiet(model, batch, generator):
     return dict(
         pixels=(y - x).square().mean(),
         edge=(y[..., 1:] - x[..., :-1]).abs().mean(),
-        reward=masked_mean((y.mean(-1) - rewards).square(), rewards > 0),
+        reward=masked_mean_over_processes((y.mean(-1) - rewards).square(), rewards > 0),
     )
 
 

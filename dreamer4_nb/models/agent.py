@@ -6,19 +6,28 @@
 __all__ = ['Agent', 'agent_loss']
 
 # %% ../../nbs/models/08_agent.ipynb #30c5182d
+from collections.abc import Callable
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+
 from ..config import AgentConfig
 from ..data.actions import ActionCodec
-from .actions import action_distribution
+from ..data.windows import Batch
+from .actions import ActionDistribution, action_distribution
 from .dynamics import Dream, Dynamics
-from .heads import MLPHead, TwoHot, masked_mean, mtp_targets
+from dreamer4_nb.models.heads import (
+    MLPHead,
+    TwoHot,
+    masked_mean_over_processes,
+    mtp_targets,
+)
 from .reward_losses import REWARD_LOSSES, extra_outputs
 
 # %% ../../nbs/models/08_agent.ipynb #d54b603b
 class Agent(nn.Module):
-    "A dynamics model with an agent token and heads for policy, reward and continue (paper 3.3)."
+    "A dynamics model with heads for policy, reward and continue (paper 3.3)."
 
     def __init__(
         self,
@@ -27,117 +36,148 @@ class Agent(nn.Module):
         config: AgentConfig,
     ):
         super().__init__()
-        c = config
         self.dynamics = dynamics
         self.codec = codec
         self.config = config
-
-        def head(out, distances):
-            return MLPHead(dynamics.feature_width, out, distances, c.hidden, c.layers)
-
+        c = config
+        distances = c.mtp + 1
+        num_reward_outputs = c.num_bins + extra_outputs(c.reward_loss)
         self.two_hot = TwoHot(c.num_bins, c.bin_range)
-        self.policy = head(codec.num_logits, c.mtp + 1)
-        self.reward = head(c.num_bins + extra_outputs(c.reward_loss), c.mtp + 1)
-        self.cont = head(1, 1)
+        self.policy = self._head(codec.num_logits, distances)
+        self.reward = self._head(num_reward_outputs, distances)
+        self.cont = self._head(1, 1)
 
-    def act(self, h, temperature=1.0, policy=None):
-        "Distribution of the action taken at each step, from features (..., width)."
-        return action_distribution(self.codec, (policy or self.policy)(h, 0), temperature)
+    def _head(self, out, distances):
+        c = self.config
+        return MLPHead(self.dynamics.feature_width, out, distances, c.hidden, c.layers)
 
-    def outcome(self, h):
-        "Expected reward (...) received on arriving at a step, and probability (...) that it is not terminal."
-        return self.two_hot.mean(self.reward(h, 0)[..., : self.config.num_bins]), self.cont(
-            h, 0
-        )[..., 0].sigmoid()
+    def action_distribution(
+        self,
+        h: torch.Tensor,  # features (..., feature_width)
+        temperature: float = 1.0,  # below 1 sharpens, above 1 flattens
+        policy: MLPHead | None = None,  # a policy head; None: the agent's own
+    ) -> ActionDistribution:
+        "Distribution of the action taken at each step."
+        head = self.policy if policy is None else policy
+        return action_distribution(self.codec, head(h, 0), temperature)
+
+    def predict_reward_and_continue(
+        self,
+        h: torch.Tensor,  # features (..., feature_width)
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # (...) each
+        "Expected reward on arriving at a step, and probability that it is not terminal."
+        reward = self.two_hot.mean(self.reward(h, 0)[..., : self.config.num_bins])
+        return reward, self.cont(h, 0)[..., 0].sigmoid()
 
     def new_head(
         self,
-        out: int,  # numbers it says
+        out: int,  # numbers it predicts
         seed: int,  # of its parameters
-    ):  # MLPHead
-        "A fresh head for frozen features: a clone, a policy or a value."
+    ) -> MLPHead:
+        "A fresh head for frozen features: a BC policy, a policy or a value."
         c = self.config
         d = self.dynamics
+        reader = c.latent_reader if d.config.agent_view else 0
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            return MLPHead(
-                d.feature_width,
-                out,
-                1,
-                c.hidden,
-                c.layers,
-                d.latent_shape,
-                c.latent_reader if d.config.agent_view else 0,
-            )
+            return MLPHead(d.feature_width, out, 1, c.hidden, c.layers, d.latent_shape, reader)
 
     def head_losses(
         self,
-        h,  # agent features (B, T, feature_width)
-        batch,  # a batch of windows (see the batches chapter)
-        clone,  # (B,) bool, sequences that the policy copies
-    ):  # dict of scalar losses
+        h: torch.Tensor,  # agent features (B, T, feature_width)
+        batch: Batch,  # with mtp + 1 steps of look-ahead
+        bc_mask: torch.Tensor,  # (B,) bool, sequences that the policy copies
+    ) -> dict:  # policy, reward, cont (scalars); metrics
         "Behaviour cloning, reward and continue losses (equation 9)."
         T = h.shape[1]
-        n = self.config.mtp + 1
-        actions = mtp_targets(batch["actions"], T, n, 1)
-        known = mtp_targets(batch["action_mask"], T, n, 1)
-        nll = -action_distribution(self.codec, self.policy(h)).log_prob(actions)
-        rewards = mtp_targets(batch["rewards"].float(), T, n)
-        labelled = mtp_targets(batch["reward_mask"], T, n)
-        wrong = REWARD_LOSSES[self.config.reward_loss](self.two_hot, self.reward(h), rewards)
-        goes_on = 1 - batch["is_terminal"][:, :T].float()
-        ends = F.binary_cross_entropy_with_logits(
-            self.cont(h, 0)[..., 0], goes_on, reduction="none"
-        )
-        copied = known & clone[:, None, None]
-        weight = self.config.mtp_decay ** torch.arange(n, device=h.device)
+        distances = self.config.mtp + 1
+        weight = self.config.mtp_decay ** torch.arange(distances, device=h.device)
+        action_nll = self.action_nll(h, batch.actions)
+        known_actions = mtp_targets(batch.action_mask, T, distances, 1)
+        copied = known_actions & bc_mask[:, None, None]
+        reward_nll = self.reward_nll(h, batch.rewards)
+        known_rewards = mtp_targets(batch.reward_mask, T, distances)
         if self.config.reward_importance:
-            labelled = labelled * batch["importance"][:, None, None]
+            known_rewards = known_rewards * batch.importance[:, None, None]
+        mean = masked_mean_over_processes
         return dict(
-            policy=masked_mean(nll, copied * weight),
-            reward=masked_mean(wrong, labelled * weight),
-            cont=ends.mean(),
+            policy=mean(action_nll, copied * weight),
+            reward=mean(reward_nll, known_rewards * weight),
+            cont=self.continue_nll(h, batch.is_terminal).mean(),
             metrics=dict(
-                policy_nll=masked_mean(nll[:, :, 0].detach(), copied[:, :, 0]),
-                reward_nll=masked_mean(wrong[:, :, 0].detach(), labelled[:, :, 0]),
+                policy_nll=mean(action_nll[:, :, 0].detach(), copied[:, :, 0]),
+                reward_nll=mean(reward_nll[:, :, 0].detach(), known_rewards[:, :, 0]),
             ),
         )
+
+    def action_nll(
+        self,
+        h: torch.Tensor,  # agent features (B, T, feature_width)
+        actions: torch.Tensor,  # (B, T + mtp + 1, components), index t led to step t
+    ) -> torch.Tensor:  # (B, T, distances)
+        "How unlikely the policy finds what the player did, at every distance."
+        targets = mtp_targets(actions, h.shape[1], self.config.mtp + 1, 1)
+        return -action_distribution(self.codec, self.policy(h)).log_prob(targets)
+
+    def reward_nll(
+        self,
+        h: torch.Tensor,  # agent features (B, T, feature_width)
+        rewards: torch.Tensor,  # (B, T + mtp or more), received on arriving
+    ) -> torch.Tensor:  # (B, T, distances)
+        "Loss of the reward head at every distance, by the configured name."
+        targets = mtp_targets(rewards.float(), h.shape[1], self.config.mtp + 1)
+        loss = REWARD_LOSSES[self.config.reward_loss]
+        return loss(self.two_hot, self.reward(h), targets)
+
+    def continue_nll(
+        self,
+        h: torch.Tensor,  # agent features (B, T, feature_width)
+        is_terminal: torch.Tensor,  # (B, T or more) bool
+    ) -> torch.Tensor:  # (B, T)
+        "Loss of the continue head."
+        continues = 1 - is_terminal[:, : h.shape[1]].float()
+        logits = self.cont(h, 0)[..., 0]
+        return F.binary_cross_entropy_with_logits(logits, continues, reduction="none")
 
     @torch.no_grad()
     def features(
         self,
-        latents,  # clean (B, T, L, D)
-        actions,  # (B, T, components), the action that led to each step
-        action_mask=None,  # (B, T)
-        task=None,  # (B,) long; None: task 0
-        generator=None,  # torch.Generator of the context noise
-    ):  # (B, T, feature_width)
+        latents: torch.Tensor,  # clean (B, T, L, D)
+        actions: torch.Tensor,  # (B, T, components), the action that led to each step
+        action_mask: torch.Tensor | None = None,  # (B, T)
+        task: torch.Tensor | None = None,  # (B,) long; None: task 0
+        generator: torch.Generator | None = None,  # of the context noise
+    ) -> torch.Tensor:  # (B, T, feature_width)
         "Agent features of known steps."
         if task is None:
             task = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
-        return Dream(self.dynamics, task, generator=generator).observe(
-            latents, actions, action_mask, keep=False
-        )
+        dream = Dream(self.dynamics, task, generator=generator)
+        return dream.observe(latents, actions, action_mask, use_cache=False)
 
 # %% ../../nbs/models/08_agent.ipynb #40645cc0
-def agent_loss():
-    "Loss function of phase 2 for the training loop: cloning, reward, continue and the video loss going on."
+def agent_loss() -> Callable:  # loss(agent, batch, generator) -> terms
+    """Loss function of phase 2 for the training loop.
 
-    def loss(agent, batch, generator):
-        latents = batch["latents"]
-        relevant = batch["relevant"]
+    Its terms are shortcut (the video loss), policy, reward, cont (scalars) and metrics.
+    """
+
+    def loss(agent: Agent, batch: Batch, generator: torch.Generator | None) -> dict:
+        latents = batch.latents
         B, T = latents.shape[:2]
-        task = batch.get("task", torch.zeros(B, dtype=torch.long, device=latents.device))
+        task = batch.task
+        if task is None:
+            task = torch.zeros(B, dtype=torch.long, device=latents.device)
+        num_uniform = int((~batch.relevant).sum())  # the first rows
         video, metrics, h = agent.dynamics.loss(
             latents,
-            batch["actions"][:, :T],
-            batch["action_mask"][:, :T],
-            batch.get("single"),
+            batch.actions[:, :T],
+            batch.action_mask[:, :T],
+            batch.single,
             generator,
             task,
-            count=max(1, int((~relevant).sum())),
+            count=max(1, num_uniform),
         )
-        terms = agent.head_losses(h, batch, relevant)
+        terms = agent.head_losses(h, batch, bc_mask=batch.relevant)
         terms["metrics"] |= metrics
         return dict(shortcut=video, **terms)
 

@@ -6,64 +6,73 @@
 __all__ = ['REWARD_LOSSES', 'focal', 'hl_gauss', 'multi_task', 'extra_outputs']
 
 # %% ../../nbs/models/07_reward_losses.ipynb #b78a2e11
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
+
 from .heads import TwoHot, symlog
 
 # %% ../../nbs/models/07_reward_losses.ipynb #76de5945
 def focal(
-    two_hot,  # `TwoHot`
-    logits,  # (..., num_bins)
-    x,  # rewards (...)
-    gamma=2.0,  # how fast what is predicted well stops to count; 0 is cross-entropy
-    alpha=None,  # weight of positive rewards, 1 - alpha of the others; None: no weights
-):  # loss (...)
+    two_hot: TwoHot,
+    logits: torch.Tensor,  # (..., num_bins)
+    x: torch.Tensor,  # rewards (...)
+    gamma: float = 2.0,  # how fast what is predicted well stops to count; 0: cross-entropy
+    alpha: float | None = None,  # weight of positive rewards, 1 - alpha of others; None: none
+) -> torch.Tensor:  # loss (...)
     "Focal loss over the two-hot bins (review issue 4, solution A)."
     log_p = logits.float().log_softmax(-1)
-    loss = -((1 - log_p.exp()) ** gamma * two_hot.encode(x) * log_p).sum(-1)
-    return loss if alpha is None else loss * torch.where(x > 0, alpha, 1 - alpha)
+    surprise = (1 - log_p.exp()) ** gamma
+    loss = -(surprise * two_hot.encode(x) * log_p).sum(-1)
+    if alpha is None:
+        return loss
+    return loss * torch.where(x > 0, alpha, 1 - alpha)
 
 # %% ../../nbs/models/07_reward_losses.ipynb #8afaf9e9
 def hl_gauss(
-    two_hot,  # `TwoHot`
-    logits,  # (..., num_bins)
-    x,  # rewards (...)
-    sigma=0.75,  # width of the bell, in bins
-):  # loss (...)
+    two_hot: TwoHot,
+    logits: torch.Tensor,  # (..., num_bins)
+    x: torch.Tensor,  # rewards (...)
+    sigma: float = 0.75,  # width of the bell, in bins
+) -> torch.Tensor:  # loss (...)
     "Cross-entropy to a Gaussian over the bins instead of two of them."
     centres = symlog(two_hot.bins)
     width = centres[1] - centres[0]
     edges = torch.cat([centres - width / 2, centres[-1:] + width / 2])
-    below = torch.special.ndtr(
-        (edges - symlog(x.clamp(two_hot.bins[0], two_hot.bins[-1]))[..., None])
-        / (sigma * width)
-    )
+    middle = symlog(x.clamp(two_hot.bins[0], two_hot.bins[-1]))
+    below = torch.special.ndtr((edges - middle[..., None]) / (sigma * width))
     target = below.diff(dim=-1)
-    return -(target / target.sum(-1, keepdim=True) * logits.float().log_softmax(-1)).sum(-1)
+    target = target / target.sum(-1, keepdim=True)
+    return -(target * logits.float().log_softmax(-1)).sum(-1)
 
 # %% ../../nbs/models/07_reward_losses.ipynb #1e8e585d
 def multi_task(
-    two_hot,  # `TwoHot`
-    logits,  # (..., num_bins + 2)
-    x,  # rewards (...)
-    weight=0.1,  # of each further loss
-):  # loss (...)
+    two_hot: TwoHot,
+    logits: torch.Tensor,  # (..., num_bins + 2)
+    x: torch.Tensor,  # rewards (...)
+    weight: float = 0.1,  # of each further loss
+) -> torch.Tensor:  # loss (...)
     "Two-hot loss, is it positive, and its size where it is (review issue 4, solution C)."
     n = len(two_hot.bins)
-    hit = (x > 0).float()
+    is_positive = (x > 0).float()
     positive = F.binary_cross_entropy_with_logits(
-        logits[..., n].float(), hit, reduction="none"
+        logits[..., n].float(), is_positive, reduction="none"
     )
-    size = (
-        hit / hit.mean().clamp(min=1 / hit.numel()) * (logits[..., n + 1].float() - x).square()
-    )  # the mean over rewarded steps
+    # the mean over rewarded steps
+    per_rewarded = is_positive / is_positive.mean().clamp(min=1 / is_positive.numel())
+    size = per_rewarded * (logits[..., n + 1].float() - x).square()
     return two_hot.loss(logits[..., :n], x) + weight * (positive + size)
 
 
-REWARD_LOSSES = dict(
+# by their names in the configuration
+REWARD_LOSSES: dict[str, Callable] = dict(
     two_hot=TwoHot.loss, focal=focal, hl_gauss=hl_gauss, multi_task=multi_task
-)  # by their names in the configuration
+)
 
 
-def extra_outputs(name):
+def extra_outputs(
+    name: str,  # a key of REWARD_LOSSES
+) -> int:  # logits beside those of the bins
+    "How many further outputs a loss needs."
     return 2 if name == "multi_task" else 0

@@ -8,99 +8,93 @@ __all__ = ['patchify', 'unpatchify', 'token_grid', 'Tokenizer', 'sample_mask', '
 
 # %% ../../nbs/models/02_tokenizer.ipynb #6d4e2872
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from einops import rearrange
+
 from ..config import TokenizerConfig
-from .transformer import Transformer, grid_positions
+from ..data.windows import Batch
+from .fast_transformer import FastTransformer
+from .transformer import TimeCache, grid_positions
 
 # %% ../../nbs/models/02_tokenizer.ipynb #b2a7f0c7
 def patchify(
-    frames,  # (..., C, H, W)
+    frames: torch.Tensor,  # (..., C, H, W)
     size: int,  # side of a patch in pixels
-):  # (..., H/size * W/size, C*size*size)
+) -> torch.Tensor:  # (..., H/size * W/size, C*size*size)
     "Cut frames into square patches, row by row."
-    *lead, c, h, w = frames.shape
-    x = frames.reshape(*lead, c, h // size, size, w // size, size)
-    n = len(lead)
-    return x.permute(*range(n), n + 1, n + 3, n, n + 2, n + 4).reshape(
-        *lead, (h // size) * (w // size), c * size * size
+    return rearrange(
+        frames,
+        "... c (rows height) (cols width) -> ... (rows cols) (c height width)",
+        height=size,
+        width=size,
     )
 
 
 def unpatchify(
-    patches,  # (..., N, C*size*size)
+    patches: torch.Tensor,  # (..., N, C*size*size)
     size: int,  # side of a patch in pixels
-    shape,  # (C, H, W) of the frames
-):  # (..., C, H, W)
+    shape: tuple[int, int, int],  # (C, H, W) of the frames
+) -> torch.Tensor:  # (..., C, H, W)
     "The inverse of `patchify`."
-    *lead, _, _ = patches.shape
-    c, h, w = shape
-    x = patches.reshape(*lead, h // size, w // size, c, size, size)
-    n = len(lead)
-    return x.permute(*range(n), n + 2, n, n + 3, n + 1, n + 4).reshape(*lead, c, h, w)
+    channels, height, _ = shape
+    return rearrange(
+        patches,
+        "... (rows cols) (c height width) -> ... c (rows height) (cols width)",
+        rows=height // size,
+        c=channels,
+        height=size,
+    )
 
 # %% ../../nbs/models/02_tokenizer.ipynb #517043db
-def token_grid(n: int, aspect: float = 1.0) -> tuple:
-    "Rows and columns of a grid of `n` tokens, as near to `aspect` (rows per column) as `n` divides."
-    rows = min(
-        (r for r in range(1, n + 1) if n % r == 0),
-        key=lambda r: abs(math.log(r / (n / r) / aspect)),
-    )
+def token_grid(
+    n: int,  # tokens
+    aspect: float = 1.0,  # rows per column
+) -> tuple[int, int]:  # rows, columns
+    "Rows and columns of a grid of `n` tokens, as near to `aspect` as `n` divides."
+
+    def distance(rows):
+        return abs(math.log(rows / (n / rows) / aspect))
+
+    divisors = [rows for rows in range(1, n + 1) if n % rows == 0]
+    rows = min(divisors, key=distance)
     return rows, n // rows
 
 # %% ../../nbs/models/02_tokenizer.ipynb #a74be350
 class Tokenizer(nn.Module):
     "Frames to latents in [-1, 1] and back, causal in time (paper 3.1)."
 
-    def __init__(self, config: TokenizerConfig):
+    def __init__(
+        self,
+        config: TokenizerConfig,
+        transformer: Callable[..., FastTransformer] = FastTransformer,  # makes both networks
+    ):
         super().__init__()
         c = config
         self.config = config
-        size = c.image_size
-        h, w = (size, size) if isinstance(size, int) else size
-        self.frame_shape = (c.channels, h, w)
-        self.rows = h // c.patch_size
-        self.cols = w // c.patch_size
-
-        def net():
-            return Transformer(
-                c.width,
-                c.depth,
-                c.num_heads,
-                time_every=c.time_every,
-                context=c.context,
-                mlp_ratio=c.mlp_ratio,
-                soft_cap=c.soft_cap,
-                local_start=True,
-                attention=c.attention,
-            )
-
-        self.encoder = net()
-        self.decoder = net()
+        height, width = c.frame_size
+        self.frame_shape = (c.channels, height, width)
+        self.rows = height // c.patch_size
+        self.cols = width // c.patch_size
+        self.encoder = self._network(transformer)
+        self.decoder = self._network(transformer)
         pixels = c.channels * c.patch_size**2
         self.patch_in = nn.Linear(pixels, c.width)
         self.patch_out = nn.Linear(c.width, pixels)
         self.to_latents = nn.Linear(c.width, c.latent_dim)
         self.from_latents = nn.Linear(c.latent_dim, c.width)
-
-        def learned(n):
-            return nn.Parameter(0.02 * torch.randn(n, c.width))
-
-        self.mask_token = learned(1)
-        self.readouts = learned(1)
-        self.latents = learned(c.num_latents)
-        self.enc_registers = learned(c.num_registers)
-        self.dec_registers = learned(c.num_registers)
-
-        def linear(i, o):
-            return nn.Linear(i, o) if c.linear_path else None
-
-        self.linear_in = linear(pixels, c.latent_dim)
-        self.linear_out = linear(c.latent_dim, pixels)
+        self.mask_token = self._learned_tokens(1)
+        self.decoder_queries = self._learned_tokens(1)  # one vector for all places
+        self.latents = self._learned_tokens(c.num_latents)
+        self.enc_registers = self._learned_tokens(c.num_registers)
+        self.dec_registers = self._learned_tokens(c.num_registers)
+        self.linear_in = nn.Linear(pixels, c.latent_dim) if c.linear_path else None
+        self.linear_out = nn.Linear(c.latent_dim, pixels) if c.linear_path else None
         plane = (self.rows, self.cols)
-        grid = token_grid(c.num_latents, h / w)
+        grid = token_grid(c.num_latents, height / width)
         self.register_buffer(
             "patch_pos", grid_positions(*plane, c.width, plane), persistent=False
         )
@@ -108,17 +102,34 @@ class Tokenizer(nn.Module):
             "latent_pos", grid_positions(*grid, c.width, plane), persistent=False
         )
 
+    def _network(self, transformer):
+        c = self.config
+        return transformer(
+            c.width,
+            c.depth,
+            c.num_heads,
+            time_every=c.time_every,
+            context=c.context,
+            mlp_ratio=c.mlp_ratio,
+            soft_cap=c.soft_cap,
+            local_start=True,
+            attention=c.attention,
+        )
+
+    def _learned_tokens(self, n):
+        return nn.Parameter(0.02 * torch.randn(n, self.config.width))
+
     @property
-    def num_patches(self):
+    def num_patches(self) -> int:  # patches of a frame
         return self.rows * self.cols
 
     def encode(
         self,
-        frames,  # float (B, T, C, H, W) in [0, 1], or uint8
-        mask=None,  # bool (B, T, num_patches), True hides a patch
-        single=None,  # bool (B,): separate images
-        cache=None,  # TimeCache: go on from earlier frames
-    ):  # latents (B, T, num_latents, latent_dim) in [-1, 1]
+        frames: torch.Tensor,  # float (B, T, C, H, W) in [0, 1], or uint8
+        mask: torch.Tensor | None = None,  # bool (B, T, num_patches), True hides a patch
+        single: torch.Tensor | None = None,  # bool (B,): separate images
+        cache: TimeCache | None = None,  # continue from earlier frames
+    ) -> torch.Tensor:  # latents (B, T, num_latents, latent_dim) in [-1, 1]
         "Write frames into latents."
         if frames.dtype == torch.uint8:
             frames = frames.float() / 255
@@ -131,61 +142,55 @@ class Tokenizer(nn.Module):
         latents = torch.cat([self.enc_registers, self.latents + self.latent_pos])
         x = torch.cat([x + self.patch_pos, latents.expand(B, T, -1, -1)], 2)
         groups = self.num_patches, len(latents)
-        h = self.encoder(x, groups, keep=self.config.num_latents, single=single, cache=cache)
-        return torch.tanh(
-            self.to_latents(h)
-            if self.linear_in is None
-            else self.to_latents(h) + self.linear_in(patches)
-        )
+        h = self.encoder(x, groups, single, cache, last_tokens=self.config.num_latents)
+        z = self.to_latents(h)
+        if self.linear_in is not None:
+            z = z + self.linear_in(patches)
+        return torch.tanh(z)
 
     def decode(
         self,
-        latents,  # (B, T, num_latents, latent_dim) in [-1, 1]
-        single=None,  # bool (B,): separate images
-        cache=None,  # TimeCache: go on from earlier latents
-        commit=True,  # False: look at this step without keeping it as past
-    ):  # frames (B, T, C, H, W), about [0, 1] (not clipped)
+        latents: torch.Tensor,  # (B, T, num_latents, latent_dim) in [-1, 1]
+        single: torch.Tensor | None = None,  # bool (B,): separate images
+        cache: TimeCache | None = None,  # continue from earlier latents
+        commit: bool = True,  # False: look at this step without keeping it as past
+    ) -> torch.Tensor:  # frames (B, T, C, H, W), about [0, 1] (not clipped)
         "Read frames back from latents."
         B, T = latents.shape[:2]
-        z = torch.cat(
-            [
-                self.dec_registers.expand(B, T, -1, -1),
-                self.from_latents(latents) + self.latent_pos,
-            ],
-            2,
-        )
-        x = torch.cat([z, (self.readouts + self.patch_pos).expand(B, T, -1, -1)], 2)
-        h = self.decoder(
-            x,
-            (z.shape[2], self.num_patches),
-            keep=self.num_patches,
-            single=single,
-            cache=cache,
-            commit=commit,
-        )
-        patches = (
-            self.patch_out(h)
-            if self.linear_out is None
-            else self.patch_out(h) + self.linear_out(latents)
-        )
+        registers = self.dec_registers.expand(B, T, -1, -1)
+        z = torch.cat([registers, self.from_latents(latents) + self.latent_pos], 2)
+        queries = (self.decoder_queries + self.patch_pos).expand(B, T, -1, -1)
+        groups = z.shape[2], self.num_patches
+        x = torch.cat([z, queries], 2)
+        h = self.decoder(x, groups, single, cache, commit, last_tokens=self.num_patches)
+        patches = self.patch_out(h)
+        if self.linear_out is not None:
+            patches = patches + self.linear_out(latents)
         return unpatchify(patches, self.config.patch_size, self.frame_shape) * 0.5 + 0.5
 
-    def forward(self, frames, mask=None, single=None):
+    def forward(
+        self,
+        frames: torch.Tensor,  # what `encode` takes
+        mask: torch.Tensor | None = None,
+        single: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # frames (B, T, C, H, W)
         "Reconstruct frames: `decode(encode(frames))`."
         return self.decode(self.encode(frames, mask, single), single)
 
     @torch.no_grad()
     def start_linear(
         self,
-        frames,  # uint8 (N, C, H, W) to learn from
-        spread=0.4,  # standard deviation of each number of a latent, before tanh
+        frames: torch.Tensor,  # uint8 (N, C, H, W) to learn from
+        spread: float = 0.4,  # standard deviation of each number of a latent, before tanh
     ):
-        "Begin `linear_path` as the principal components of patches, and both transformers as adding nothing."
+        """Begin `linear_path` as the principal components of patches.
+
+        Both transformers begin as adding nothing.
+        """
         x = patchify(frames.float() / 127.5 - 1, self.config.patch_size).flatten(0, 1)
         variance, basis = torch.linalg.eigh(x.T.cov())
-        variance, basis = (
-            t.flip(-1)[..., : self.config.latent_dim] for t in (variance, basis)
-        )
+        variance = variance.flip(-1)[: self.config.latent_dim]
+        basis = basis.flip(-1)[:, : self.config.latent_dim]
         scaled = basis * spread / variance.clamp(min=1e-8).sqrt()
         self.linear_in.weight.copy_(scaled.T)
         self.linear_in.bias.copy_(-x.mean(0) @ scaled)
@@ -197,71 +202,81 @@ class Tokenizer(nn.Module):
 
 # %% ../../nbs/models/02_tokenizer.ipynb #cd55bf58
 def sample_mask(
-    shape,  # leading dimensions of the frames, e.g. (B, T)
+    shape: tuple[int, ...],  # leading dimensions of the frames, e.g. (B, T)
     num_patches: int,  # patches of a frame
-    max_mask: float,  # upper end of the share that is hidden
-    fraction: float = 1.0,  # share of images that are masked at all
-    generator=None,  # torch.Generator
-    device=None,  # where the mask lives
-):  # bool (*shape, num_patches), True is hidden
-    "Hide each patch of an image with that image's own probability p ~ U(0, max_mask) (paper 3.1)."
+    max_mask: float,  # upper end of the fraction that is hidden
+    fraction: float = 1.0,  # fraction of images that are masked at all
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,  # where the mask lives
+) -> torch.Tensor:  # bool (*shape, num_patches), True is hidden
+    """Hide each patch of an image with that image's own probability (paper 3.1).
+
+    The probability is drawn from U(0, max_mask).
+    """
     p = torch.rand(*shape, 1, generator=generator) * max_mask
     p = p * (torch.rand(*shape, 1, generator=generator) < fraction)
     return (torch.rand(*shape, num_patches, generator=generator) < p).to(device)
 
 # %% ../../nbs/models/02_tokenizer.ipynb #de1ea1b4
 def gradient_distance(
-    x,
-    y,  # frames (N, C, H, W), about [0, 1]
+    x: torch.Tensor,  # frames (N, C, H, W), about [0, 1]
+    y: torch.Tensor,  # alike
     scales: int = 3,  # times the picture is halved, plus one
-):  # scalar
+) -> torch.Tensor:  # scalar
     "Mean absolute difference of image gradients over a pyramid of scales."
     total = 0.0
-    d = x - y
+    difference = x - y
     for i in range(scales):
-        total = (
-            total
-            + (d[..., 1:] - d[..., :-1]).abs().mean()
-            + (d[..., 1:, :] - d[..., :-1, :]).abs().mean()
-        )
+        along_rows = difference[..., 1:] - difference[..., :-1]
+        along_columns = difference[..., 1:, :] - difference[..., :-1, :]
+        total = total + along_rows.abs().mean() + along_columns.abs().mean()
         if i < scales - 1:
-            d = F.avg_pool2d(d, 2)
+            difference = F.avg_pool2d(difference, 2)
     return total / scales
 
 # %% ../../nbs/models/02_tokenizer.ipynb #a14d765f
 def perceptual_distance(
-    name: str,  # 'gradient' (no download) or 'lpips' (needs the `lpips` package and its weights)
-):  # function of two frame tensors (N, C, H, W) in [0, 1] giving a scalar
-    "The perceptual term of equation 5 by name."
+    name: str,  # 'gradient' (no download) or 'lpips' (package `lpips` and its weights)
+) -> Callable:  # function of two frame tensors (N, C, H, W) in [0, 1] giving a scalar
+    """The perceptual term of equation 5 by name.
+
+    Raises ValueError for another name, ImportError and OSError where LPIPS or its weights are
+    missing.
+    """
     if name == "gradient":
         return gradient_distance
     if name != "lpips":
-        raise ValueError(f"perceptual={name!r} is not known; use 'gradient' or 'lpips'")
+        raise ValueError(f"perceptual={name!r} is not known. Hint: use 'gradient' or 'lpips'")
     try:
         import lpips
     except ImportError as e:
         raise ImportError(
-            "perceptual='lpips' needs `pip install lpips`, whose weights are downloaded on first use; perceptual='gradient' needs nothing"
+            "perceptual='lpips' needs the package lpips. Hint: `pip install lpips`, whose "
+            "weights are downloaded on first use; perceptual='gradient' needs nothing"
         ) from e
     try:
-        net = lpips.LPIPS(net="vgg", verbose=False).eval().requires_grad_(False)
+        network = lpips.LPIPS(net="vgg", verbose=False).eval().requires_grad_(False)
     except OSError as e:
         raise OSError(
-            f"perceptual='lpips': its weights are not at hand and could not be fetched ({e}); perceptual='gradient' needs none"
+            f"perceptual='lpips': its weights could not be fetched ({e}). "
+            "Hint: perceptual='gradient' needs none"
         ) from e
-    return lambda x, y: net.to(x.device)(x * 2 - 1, y * 2 - 1).mean()
+
+    def lpips_distance(x, y):
+        return network.to(x.device)(x * 2 - 1, y * 2 - 1).mean()
+
+    return lpips_distance
 
 # %% ../../nbs/models/02_tokenizer.ipynb #32253aa0
-def tokenizer_loss(config: TokenizerConfig):
-    "Loss function of equation 5 for the training loop: `loss(model, batch, generator) -> terms`."
-    distance = (
-        None
-        if config.perceptual == "none" or not config.perceptual_weight
-        else perceptual_distance(config.perceptual)
-    )
+def tokenizer_loss(
+    config: TokenizerConfig,
+) -> Callable:  # loss(model, batch, generator) -> terms: mse, perceptual (scalars); metrics
+    "Loss function of equation 5 for the training loop."
+    has_distance = config.perceptual != "none" and config.perceptual_weight
+    distance = perceptual_distance(config.perceptual) if has_distance else None
 
-    def loss(model, batch, generator):
-        frames = batch["frames"].float() / 255
+    def loss(model: Tokenizer, batch: Batch, generator: torch.Generator | None) -> dict:
+        frames = batch.frames.float() / 255
         mask = sample_mask(
             frames.shape[:2],
             model.num_patches,
@@ -270,7 +285,7 @@ def tokenizer_loss(config: TokenizerConfig):
             generator,
             frames.device,
         )
-        out = model(frames, mask, batch.get("single"))
+        out = model(frames, mask, batch.single)
         mse = F.mse_loss(out, frames)
         terms = dict(mse=mse, metrics=dict(psnr=-10 * mse.detach().log10()))
         if distance:
@@ -281,8 +296,8 @@ def tokenizer_loss(config: TokenizerConfig):
 
 # %% ../../nbs/models/02_tokenizer.ipynb #5e46f52a
 def psnr(
-    x,
-    y,  # frames of equal shape in [0, 1]
-) -> float:
-    "Peak signal-to-noise ratio in dB, over all pixels at once; `x` is clipped to [0, 1] first."
+    x: torch.Tensor,  # frames, clipped to [0, 1] first
+    y: torch.Tensor,  # frames of equal shape in [0, 1]
+) -> float:  # dB
+    "Peak signal-to-noise ratio over all pixels at once."
     return float(-10 * F.mse_loss(x.clamp(0, 1), y).log10())
