@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from ..config import EvaluationConfig
 from ..data.dataset import Recordings
-from ..files import write_json
+from ..files import read_json, write_json
 from ..models.agent import Agent
 from ..models.tokenizer import Tokenizer
 from ..policy.actor import Actor
@@ -285,7 +285,7 @@ def _read_outcome(path):
     if path is None:
         return None
     try:
-        outcome = json.loads(path.read_text())
+        outcome = read_json(path)
     except (OSError, ValueError):
         return None
     return outcome if isinstance(outcome, dict) else None
