@@ -1,4 +1,4 @@
-"Conversion as processes: killed and gone on with, several workers, full disk; and every kind of bad input."
+"Conversion as processes: killed and continued, several workers, full disk; and all bad input."
 
 import json
 import os
@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import pytest
 pytest.importorskip("av")
 from dreamer4_nb.data.actions import ActionSpace
 from dreamer4_nb.data.convert import convert, find_recordings
-from dreamer4_nb.data.dataset import Recordings
+from dreamer4_nb.data.dataset import LatentStore, Recordings
 from dreamer4_nb.data.recordings import read_episode, write_episode
 from dreamer4_nb.data.video import read_video, write_video
 from dreamer4_nb.files import RecordingError
@@ -27,17 +26,15 @@ ENV = "Toy-v0"
 
 
 def make(root, name, steps=12, size=64, seed=0, **changes):
+    "Write a recording of noise."
     rng = np.random.default_rng(seed)
-    kw = (
-        dict(
-            frames=rng.integers(0, 256, (steps + 1, size, size, 3), dtype=np.uint8),
-            actions={"action": rng.integers(0, 3, steps)},
-            rewards=rng.random(steps).astype(np.float32),
-            extra=dict(action_space=SPACE.to_dict()),
-        )
-        | changes
+    content = dict(
+        frames=rng.integers(0, 256, (steps + 1, size, size, 3), dtype=np.uint8),
+        actions={"action": rng.integers(0, 3, steps)},
+        rewards=rng.random(steps).astype(np.float32),
+        extra=dict(action_space=SPACE.to_dict()),
     )
-    return write_episode(root, ENV, name, **kw), kw
+    return write_episode(root, ENV, name, **content | changes)
 
 
 def arrays(folder):
@@ -45,19 +42,16 @@ def arrays(folder):
 
 
 def without_checksums(folder):
-    "As recordings of other people are, and those that somebody has changed on purpose"
+    "As recordings of other people are, and those that somebody has changed on purpose."
     path = folder / "metadata.json"
-    path.write_text(
-        json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "crc32"})
-    )
+    info = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in info.items() if k != "crc32"}))
 
 
 def leftovers(root):
-    return [
-        p
-        for p in Path(root).rglob("*")
-        if p.name.startswith((".tmp-", ".old-")) or p.suffix == ".tmp"
-    ]
+    names = (".tmp-", ".old-")
+    paths = Path(root).rglob("*")
+    return [p for p in paths if p.name.startswith(names) or p.suffix == ".tmp"]
 
 
 @pytest.fixture
@@ -67,56 +61,62 @@ def source(tmp_path):
     return tmp_path / "source"
 
 
-def start(source, target, slow=""):
-    code = f"""
-        import sys, time
-        import dreamer4_nb.recordings as r
-        {slow or "pass"}
-        if __name__ == "__main__": r.convert({str(source)!r}, {str(target)!r}, progress=False)"""
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code)], cwd=Path(__file__).parents[1]
-    )
+SLOW_CONVERSION = """
+import sys, time
+import dreamer4_nb.data.convert as module
+
+save = module.np.save
+
+
+def slow_save(*args):
+    save(*args)
+    time.sleep(0.3)
+
+
+if __name__ == "__main__":
+    module.np.save = slow_save
+    module.convert(sys.argv[1], sys.argv[2], progress=False)
+"""
 
 
 def test_killed_and_resumed(source, tmp_path):
-    target, reference = tmp_path / "target", tmp_path / "reference"
-    convert(source, reference, progress=False)
-    slow = "save = r.np.save; r.np.save = lambda *a: (save(*a), time.sleep(.3))"  # so that the kill finds a half-written episode
-    process = start(source, target, slow)
+    target = tmp_path / "target"
+    command = [sys.executable, "-c", SLOW_CONVERSION, str(source), str(target)]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[1])
     deadline = time.time() + 60
-    while len([p for p in target.glob("episodes/v3_*")]) < 2 or not leftovers(target):
-        assert time.time() < deadline and process.poll() is None
+    while len(list(target.glob("episodes/v3_*"))) < 2 or not leftovers(target):
+        assert time.time() < deadline
+        assert process.poll() is None
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert leftovers(target) and not (target / "dataset.json").exists()
+    assert leftovers(target)
     with pytest.raises(FileNotFoundError, match="dataset.json"):
         Recordings(target)
     done = {p: p.stat().st_mtime_ns for p in target.glob("episodes/v3_*/frames.npy")}
     lines = convert(source, target, progress=False)
-    assert [d["status"] for d in lines].count("kept") == len(done) >= 2 and len(lines) == 6
-    assert all(p.stat().st_mtime_ns == t for p, t in done.items()) and not leftovers(target)
-    a, b = Recordings(target), Recordings(reference)
+    assert len(lines) == 6
+    assert [line["status"] for line in lines].count("kept") == len(done) >= 2
+    assert all(p.stat().st_mtime_ns == t for p, t in done.items())
+    assert not leftovers(target)
+    convert(source, tmp_path / "reference", progress=False)
+    resumed = Recordings(target)
+    reference = Recordings(tmp_path / "reference")
     for i in range(6):
-        assert (
-            (a.frames(i) == b.frames(i)).all()
-            and (a.actions(i) == b.actions(i)).all()
-            and (a.rewards(i) == b.rewards(i)).all()
-        )
+        assert (resumed.frames(i) == reference.frames(i)).all()
+        assert (resumed.actions(i) == reference.actions(i)).all()
+        assert (resumed.rewards(i) == reference.rewards(i)).all()
 
 
 def test_workers_agree(source, tmp_path):
-    make(source, "bad")
-    (source / ENV / "v3_bad/recording.mp4").write_bytes(b"")
-    one, two = (
-        convert(source, tmp_path / "a", progress=False),
-        convert(source, tmp_path / "b", workers=2, progress=False),
-    )
-    assert one == two and one[-1]["status"] == "set aside"
-    assert (tmp_path / "a/dataset.json").read_text() == (
-        tmp_path / "b/dataset.json"
-    ).read_text()
-    assert (tmp_path / "a/summary.csv").read_text() == (tmp_path / "b/summary.csv").read_text()
+    video = make(source, "bad") / "recording.mp4"
+    video.write_bytes(b"")
+    one = convert(source, tmp_path / "one", progress=False)
+    two = convert(source, tmp_path / "two", workers=2, progress=False)
+    assert one == two
+    assert one[-1]["status"] == "set aside"
+    for file in ("dataset.json", "summary.csv"):
+        assert (tmp_path / "one" / file).read_text() == (tmp_path / "two" / file).read_text()
 
 
 def test_full_disk(tmp_path):
@@ -124,19 +124,16 @@ def test_full_disk(tmp_path):
         make(tmp_path / "source", f"{i}", steps=60, seed=i)
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True
-    ).returncode:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("no tmpfs can be mounted here")
     try:
         with pytest.raises(OSError, match="could not be written"):
             convert(tmp_path / "source", disk / "data", progress=False)
-        assert not leftovers(disk) and not (disk / "data/dataset.json").exists()
-        assert (
-            len(list(disk.glob("data/episodes/v3_*/info.json")))
-            == len(list(disk.glob("data/episodes/*")))
-            >= 1
-        )
+        assert not leftovers(disk)
+        assert not (disk / "data/dataset.json").exists()
+        whole = list(disk.glob("data/episodes/v3_*/info.json"))
+        assert len(whole) == len(list(disk.glob("data/episodes/*"))) >= 1
         with pytest.raises(OSError, match="could not be written"):
             for i in range(9):
                 make(disk / "recordings", f"{i}", steps=60)
@@ -147,158 +144,142 @@ def test_full_disk(tmp_path):
         subprocess.run(["umount", str(disk)])
 
 
-def damage(what):
-    "A function that breaks a recording, and the words that its error must hold."
-
-    def npz(change):
-        def f(folder):
-            a = arrays(folder)
-            change(a)
-            np.savez(folder / "rendered.npz", **a)
-            without_checksums(folder)
-
-        return f
-
-    def cut(folder):
-        p = folder / "recording.mp4"
-        p.write_bytes(p.read_bytes()[: len(p.read_bytes()) // 2])
-
-    def cut_in_the_middle(folder):
-        p = folder / "recording.mp4"
-        frames = read_video(p)
-        write_video(p, frames, movflags="faststart", qp="0", preset="ultrafast")
-        cut(folder)
-
-    def nan(a):
-        a["reward"][3] = np.nan
-
-    return {
-        "no video": (lambda d: (d / "recording.mp4").unlink(), ["recording.mp4", "missing"]),
-        "no labels": (lambda d: (d / "rendered.npz").unlink(), ["rendered.npz", "missing"]),
-        "no metadata": (
-            lambda d: (d / "metadata.json").unlink(),
-            ["metadata.json", "missing"],
-        ),
-        "broken metadata": (
-            lambda d: (d / "metadata.json").write_text("{"),
-            ["metadata.json", "JSON"],
-        ),
-        "truncated video": (cut, ["recording.mp4", "cut short"]),
-        "truncated streamable video": (cut_in_the_middle, ["recording.mp4", "cut short"]),
-        "empty video": (
-            lambda d: (d / "recording.mp4").write_bytes(b""),
-            ["recording.mp4", "cut short"],
-        ),
-        "truncated labels": (
-            lambda d: (d / "rendered.npz").write_bytes(
-                (d / "rendered.npz").read_bytes()[:200]
-            ),
-            ["rendered.npz", "cut short"],
-        ),
-        "strange name in labels": (
-            lambda d: (
-                without_checksums(d),
-                (d / "rendered.npz").write_bytes(
-                    (d / "rendered.npz").read_bytes().replace(b"reward.npy", b"re\n\x07rd.npy")
-                ),
-            ),
-            ["rendered.npz", "re"],
-        ),
-        "pickled labels": (
-            lambda d: (d / "rendered.npz").write_bytes(pickle.dumps([1])),
-            ["rendered.npz"],
-        ),
-        "object array": (
-            npz(lambda a: a.update(reward=np.array([{}] * 12))),
-            ["rendered.npz", "reward", "Python objects"],
-        ),
-        "lengths": (
-            npz(lambda a: a.update(reward=np.zeros(11))),
-            ["rendered.npz", "lengths", "action$action 12", "reward 11"],
-        ),
-        "observation length": (
-            npz(lambda a: a.update({"observation$inventory$log": np.zeros(12)})),
-            ["lengths", "observation$inventory$log 12"],
-        ),
-        "video too short": (
-            lambda d: write_video(d / "recording.mp4", np.zeros((9, 64, 64, 3), np.uint8)),
-            ["recording.mp4", "cut short"],
-        ),
-        "metadata disagrees": (
-            npz(
-                lambda a: a.update(reward=np.zeros(11), **{"action$action": np.zeros(11, int)})
-            ),
-            ["metadata.json", "duration_steps"],
-        ),
-        "NaN reward": (npz(nan), ["rendered.npz", "reward", "nan at step 3"]),
-        "unknown action": (
-            npz(lambda a: a.update({"action$fly": np.zeros(12, int)})),
-            ["rendered.npz", "'fly'", "unknown key"],
-        ),
-        "action out of range": (
-            npz(lambda a: a.update({"action$action": np.full(12, 9)})),
-            ["rendered.npz", "'action'", "0..2"],
-        ),
-        "unknown array": (
-            npz(lambda a: a.update({"speed_forward": np.zeros(12)})),
-            ["rendered.npz", "speed_forward", "unknown key"],
-        ),
-        "frames of another size": (
-            lambda d: (
-                write_video(d / "recording.mp4", np.zeros((13, 32, 32, 3), np.uint8)),
-                without_checksums(d),
-            ),
-            ["recording.mp4", "32x32", "64x64"],
-        ),
-        "not a video": (
-            lambda d: (d / "recording.mp4").write_text("hello"),
-            ["recording.mp4"],
-        ),
-    }[what]
+# --- every way in which a recording can be damaged: functions of its folder
 
 
-DAMAGES = [
-    "no video",
-    "no labels",
-    "no metadata",
-    "broken metadata",
-    "truncated video",
-    "truncated streamable video",
-    "empty video",
-    "truncated labels",
-    "pickled labels",
-    "object array",
-    "lengths",
-    "observation length",
-    "video too short",
-    "metadata disagrees",
-    "NaN reward",
-    "unknown action",
-    "action out of range",
-    "unknown array",
-    "frames of another size",
-    "not a video",
-]
+def remove(file):
+    return lambda folder: (folder / file).unlink()
+
+
+def write(file, content):
+    return lambda folder: (folder / file).write_bytes(content)
+
+
+def cut(file, size=None):
+    "Keep so many bytes, or half of them."
+
+    def damage(folder):
+        content = (folder / file).read_bytes()
+        (folder / file).write_bytes(content[: size or len(content) // 2])
+
+    return damage
+
+
+def change_labels(**changes):
+    def damage(folder):
+        changed = {key.replace("__", "$"): values for key, values in changes.items()}
+        np.savez(folder / "rendered.npz", **arrays(folder) | changed)
+        without_checksums(folder)
+
+    return damage
+
+
+def change_film(shape):
+    def damage(folder):
+        write_video(folder / "recording.mp4", np.zeros(shape, np.uint8))
+        without_checksums(folder)
+
+    return damage
+
+
+def cut_streamable_video(folder):
+    path = folder / "recording.mp4"
+    write_video(path, read_video(path), movflags="faststart", qp="0", preset="ultrafast")
+    cut("recording.mp4")(folder)
+
+
+def nan_reward(folder):
+    rewards = arrays(folder)["reward"]
+    rewards[3] = np.nan
+    change_labels(reward=rewards)(folder)
+
+
+def strange_name(folder):
+    path = folder / "rendered.npz"
+    path.write_bytes(path.read_bytes().replace(b"reward.npy", b"re\n\x07rd.npy"))
+    without_checksums(folder)
+
+
+eleven = np.zeros(11)
+twelve = np.zeros(12)
+DAMAGES = {
+    "no video": (remove("recording.mp4"), ["recording.mp4", "missing"]),
+    "no labels": (remove("rendered.npz"), ["rendered.npz", "missing"]),
+    "no metadata": (remove("metadata.json"), ["metadata.json", "missing"]),
+    "broken metadata": (write("metadata.json", b"{"), ["metadata.json", "JSON"]),
+    "list as metadata": (write("metadata.json", b"[1]"), ["metadata.json", "dictionary"]),
+    "truncated video": (cut("recording.mp4"), ["recording.mp4", "cut short"]),
+    "truncated streamable video": (cut_streamable_video, ["recording.mp4", "cut short"]),
+    "empty video": (write("recording.mp4", b""), ["recording.mp4", "cut short"]),
+    "not a video": (write("recording.mp4", b"hello"), ["recording.mp4"]),
+    "video too short": (change_film((9, 64, 64, 3)), ["recording.mp4", "cut short"]),
+    "frames of another size": (
+        change_film((13, 32, 32, 3)),
+        ["recording.mp4", "32x32", "64x64"],
+    ),
+    "truncated labels": (cut("rendered.npz", 200), ["rendered.npz", "cut short"]),
+    "strange name in labels": (strange_name, ["rendered.npz", "re"]),
+    "pickled labels": (write("rendered.npz", pickle.dumps([1])), ["rendered.npz"]),
+    "object array": (
+        change_labels(reward=np.array([{}] * 12)),
+        ["rendered.npz", "reward", "Python objects"],
+    ),
+    "lengths": (
+        change_labels(reward=eleven),
+        ["rendered.npz", "lengths", "action$action 12", "reward 11"],
+    ),
+    "observation length": (
+        change_labels(observation__inventory__log=twelve),
+        ["lengths", "observation$inventory$log 12"],
+    ),
+    "metadata disagrees": (
+        change_labels(reward=eleven, action__action=eleven.astype(int)),
+        ["metadata.json", "duration_steps"],
+    ),
+    "NaN reward": (nan_reward, ["rendered.npz", "reward", "nan at step 3"]),
+    "rewards of two numbers": (
+        change_labels(reward=np.zeros((12, 2))),
+        ["rendered.npz", "reward", "(12, 2)"],
+    ),
+    "unknown action": (
+        change_labels(action__fly=twelve.astype(int)),
+        ["rendered.npz", "'fly'", "unknown key"],
+    ),
+    "action out of range": (
+        change_labels(action__action=np.full(12, 9)),
+        ["rendered.npz", "'action'", "0..2"],
+    ),
+    "obfuscated action": (
+        change_labels(action__vector=np.zeros((12, 64))),
+        ["rendered.npz", "obfuscated"],
+    ),
+    "unknown array": (
+        change_labels(speed_forward=twelve),
+        ["rendered.npz", "speed_forward", "unknown key"],
+    ),
+    "slash in a name": (
+        change_labels(**{"observation__a/b": np.zeros(13)}),
+        ["rendered.npz", "cannot be"],
+    ),
+}
 
 
 @pytest.mark.parametrize("what", DAMAGES)
 def test_bad_recording(tmp_path, what):
-    spoil, words = damage(what)
-    bad, _ = make(tmp_path / "source", "bad")
-    spoil(bad)
+    damage, words = DAMAGES[what]
+    damage(make(tmp_path / "source", "bad"))
     with pytest.raises(RecordingError) as alone:
         convert(tmp_path / "source", tmp_path / "alone", progress=False)
-    make(tmp_path / "source", "good")
-    lines = {
-        d["name"]: d for d in convert(tmp_path / "source", tmp_path / "data", progress=False)
-    }
-    assert (
-        lines["v3_good"]["status"] == "converted" and lines["v3_bad"]["status"] == "set aside"
-    )
-    for text in (lines["v3_bad"]["reason"], str(alone.value)):
-        assert "\n" not in text and all(w in text for w in words), text
-    assert Recordings(tmp_path / "data").names == ["v3_good"] and not leftovers(tmp_path)
     assert not (tmp_path / "alone/dataset.json").exists()
+    make(tmp_path / "source", "good")
+    bad, good = convert(tmp_path / "source", tmp_path / "data", progress=False)
+    assert good["status"] == "converted"
+    assert bad["status"] == "set aside"
+    for text in (bad["reason"], str(alone.value)):
+        assert "\n" not in text
+        assert all(word in text for word in words), text
+    assert Recordings(tmp_path / "data").names == ["v3_good"]
+    assert not leftovers(tmp_path)
     assert "v3_bad,set aside" in (tmp_path / "data/summary.csv").read_text()
 
 
@@ -317,6 +298,23 @@ def test_bad_folders(tmp_path):
     assert not (tmp_path / "t").exists()
 
 
+def test_zipped(tmp_path):
+    zipped = tmp_path / "source" / "MineRLTreechop-v0.zip"
+    zipped.parent.mkdir()
+    zipped.write_bytes(b"")
+    for path in (zipped, zipped.parent):
+        with pytest.raises(RecordingError, match="MineRLTreechop-v0.zip: file: still zipped"):
+            find_recordings(path)
+
+
+def test_videos_of_one_name(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.mp4").write_bytes(b"")
+    with pytest.raises(RecordingError, match="x.mp4: name: the same as that of"):
+        find_recordings(tmp_path)
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [
@@ -328,85 +326,126 @@ def test_bad_folders(tmp_path):
         (dict(actions={"action": np.array([{}] * 12)}), "object"),
     ],
 )
-def test_writer_refuses(tmp_path, changes, words):
+def test_writer_checks(tmp_path, changes, words):
     with pytest.raises(RecordingError, match=words):
         make(tmp_path, "x", **changes)
     assert not list(tmp_path.rglob("v3_*")) and not leftovers(tmp_path)
 
 
-def test_damaged_converted_data(tmp_path):
+@pytest.fixture
+def converted(tmp_path):
     make(tmp_path / "source", "a")
     convert(tmp_path / "source", tmp_path / "data", progress=False)
-    p = tmp_path / "data/episodes/v3_a/frames.npy"
-    p.write_bytes(p.read_bytes()[:5000])
-    with pytest.raises(RecordingError, match="frames.npy"):
-        Recordings(tmp_path / "data").frames(0)
-    p.unlink()
-    with pytest.raises(RecordingError, match="frames.npy"):
-        Recordings(tmp_path / "data").frames(0)
-    (tmp_path / "data/dataset.json").write_text(json.dumps({"format": "other"}))
-    with pytest.raises(RecordingError, match="dataset.json"):
-        Recordings(tmp_path / "data")
+    return tmp_path / "data"
+
+
+def test_damaged_frames(converted):
+    path = converted / "episodes/v3_a/frames.npy"
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(RecordingError, match="frames.npy: cannot be read"):
+        Recordings(converted).frames(0)
+    path.unlink()
+    with pytest.raises(RecordingError, match="frames.npy: cannot be read"):
+        Recordings(converted).frames(0)
+
+
+@pytest.mark.parametrize(
+    "name, values, problem",
+    [
+        ("frames", np.zeros((9, 3, 64, 64), np.uint8), "holds uint8"),
+        ("actions", np.zeros((12, 1), np.int64), "holds int64"),
+        ("actions", np.full((12, 1), 3, np.int16), "impossible values"),
+        ("rewards", np.full(12, np.inf, np.float32), "impossible values"),
+    ],
+)
+def test_wrong_arrays(converted, name, values, problem):
+    np.save(converted / f"episodes/v3_a/{name}.npy", values)
+    recordings = Recordings(converted)
+    with pytest.raises(RecordingError, match=f"{name}.npy: .*{problem}"):
+        getattr(recordings, name)(0)
+
+
+def test_damaged_list(converted):
+    path = converted / "dataset.json"
+    good = json.loads(path.read_text())
+    for content, problem in [
+        ("{", "not readable as JSON"),
+        ("[]", "holds list"),
+        (json.dumps({"format": "other"}), "format: other version None"),
+        (json.dumps(good | dict(env_id="Other-v0")), "crc32: the file has changed"),
+    ]:
+        path.write_text(content)
+        with pytest.raises(RecordingError, match=f"dataset.json: {problem}"):
+            Recordings(converted)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="dataset.json: no such file. Hint: convert"):
+        Recordings(converted)
+
+
+def test_one_episode_cannot_be_split(converted):
+    with pytest.raises(RecordingError, match="1 episode, a split needs two"):
+        Recordings(converted).split()
+
+
+def without_terminated(folder, **changes):
+    "MineRL's metadata, which does not say whether the world ended."
+    path = folder / "metadata.json"
+    info = json.loads(path.read_text())
+    del info["terminated"]
+    path.write_text(json.dumps(info | changes))
 
 
 def test_minerl_treechop(tmp_path):
-    "Keys, dtypes and lengths as the publisher writes them; five frames before the first action; no reward noted in one."
-    rng, keys, T = (
-        np.random.default_rng(0),
-        "attack back forward jump left right sneak sprint".split(),
-        20,
-    )
+    """Keys, dtypes and lengths as the publisher writes them.
+
+    There are five frames before the first action, and one recording has no rewards.
+    """
+    rng = np.random.default_rng(0)
+    T = 20
     frames = rng.integers(0, 256, (T + 1, 64, 64, 3), dtype=np.uint8)
-    actions = {k: rng.integers(0, 2, T) for k in keys} | {
-        "camera": rng.normal(0, 5, (T, 2)).astype(np.float32)
+    actions = {key: rng.integers(0, 2, T) for key in ActionSpace.minerl_treechop().keys}
+    actions["camera"] = rng.normal(0, 5, (T, 2)).astype(np.float32)
+    observations = {
+        "inventory$log": np.arange(T + 1),
+        "equipped_items$mainhand$type": np.array(["iron_axe"] * (T + 1)),
     }
     for name, reward in (("rewarded", np.ones(T)), ("unrewarded", None)):
         folder = write_episode(
-            tmp_path / "source",
-            "MineRLTreechop-v0",
-            name,
-            frames,
-            actions,
-            reward,
+            *(tmp_path / "source", "MineRLTreechop-v0", name, frames, actions, reward),
             success=True,
-            observations={
-                "inventory$log": np.arange(T + 1),
-                "equipped_items$mainhand$type": np.array(["iron_axe"] * (T + 1)),
-            },
-        )
-        meta = json.loads((folder / "metadata.json").read_text())
-        del meta["terminated"]
-        (folder / "metadata.json").write_text(
-            json.dumps(meta | dict(true_video_frame_count=T + 6))
+            observations=observations,
         )
         write_video(folder / "recording.mp4", np.concatenate([frames[:5] // 2, frames]))
+        without_terminated(folder, true_video_frame_count=T + 6)
         without_checksums(folder)
     convert(tmp_path / "source", tmp_path / "data", progress=False)
-    r = Recordings(tmp_path / "data")
-    assert (
-        r.names == ["v3_rewarded", "v3_unrewarded"]
-        and r.action_space == ActionSpace.minerl_treechop()
-    )
+    data = Recordings(tmp_path / "data")
+    assert data.names == ["v3_rewarded", "v3_unrewarded"]
+    assert data.action_space == ActionSpace.minerl_treechop()
     for i in range(2):
-        assert (r.frames(i) == frames.transpose(0, 3, 1, 2)).all() and r.terminated(i)
-        assert (r.actions(i) == r.codec.encode(actions)).all()
-        assert (
-            r.observations(i)["inventory$log"] == np.arange(T + 1)
-        ).all() and r.observations(i)["equipped_items$mainhand$type"][0] == "iron_axe"
-    assert (
-        r.rewards(0).sum() == T and r.rewards(1) is None and r.info(1)["total_reward"] is None
-    )
+        assert (data.frames(i) == frames.transpose(0, 3, 1, 2)).all()
+        assert data.terminated(i)
+        assert (data.actions(i) == data.codec.encode(actions)).all()
+        observed = data.observations(i)
+        assert (observed["inventory$log"] == np.arange(T + 1)).all()
+        assert observed["equipped_items$mainhand$type"][0] == "iron_axe"
+    assert data.rewards(0).sum() == T
+    assert data.rewards(1) is None
+    assert data.info(1)["total_reward"] is None
 
 
 def test_travels_to_processes(source, tmp_path):
     convert(source, tmp_path / "data", progress=False)
-    r = Recordings(tmp_path / "data")
-    r.max_open = 2
+    data = Recordings(tmp_path / "data")
+    data.max_open = 2
     for i in range(6):
-        r.frames(i), r.actions(i)
-    assert len(r._maps) == 2 and len(pickle.dumps(r)) < 5000
-    again = pickle.loads(pickle.dumps(r))
-    assert (again.frames(3) == r.frames(3)).all()
+        data.frames(i)
+        data.actions(i)
+    assert len(data._maps) == 2
+    packed = pickle.dumps(data)
+    assert len(packed) < 5000  # paths, not pixels
+    again = pickle.loads(packed)
+    assert (again.frames(3) == data.frames(3)).all()
 
 
 def test_settings_change_reconverts(tmp_path):
@@ -417,8 +456,26 @@ def test_settings_change_reconverts(tmp_path):
         convert(tmp_path / "source", tmp_path / "data", wider, progress=False)
     shutil.rmtree(tmp_path / "source")
     make(tmp_path / "source", "a", extra=None)
-    assert (
-        convert(tmp_path / "source", tmp_path / "data", wider, progress=False)[0]["status"]
-        == "converted"
-    )
+    (line,) = convert(tmp_path / "source", tmp_path / "data", wider, progress=False)
+    assert line["status"] == "converted"
     assert Recordings(tmp_path / "data").action_space == wider
+
+
+def test_latents_are_checked(tmp_path):
+    root = tmp_path / "latents"
+    with pytest.raises(FileNotFoundError, match="latents: no such folder"):
+        LatentStore(root)
+    root.mkdir()
+    with pytest.raises(FileNotFoundError, match="latents missing for all episodes"):
+        LatentStore(root)
+    LatentStore.write(root, "a", np.zeros((3, 4, 8)))
+    with pytest.raises(FileNotFoundError, match="b.npy: latents missing for 1 episodes"):
+        LatentStore(root, ["a", "b"])
+    with pytest.raises(OSError, match="a.npy: could not be written"):
+        LatentStore.write("/dev/null", "a", np.zeros((3, 4, 8)))
+    np.save(root / "a.npy", np.zeros(3))
+    with pytest.raises(ValueError, match="a.npy: float64 .* expected float16"):
+        LatentStore(root)["a"]
+    (root / "a.npy").write_bytes(b"broken")
+    with pytest.raises(ValueError, match="a.npy: not a readable array"):
+        LatentStore(root)["a"]
