@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save
-from test_recordings import damage, make
+from test_recordings import DAMAGES, make
 
 from dreamer4_nb.cli import COMMANDS
 from dreamer4_nb.files import with_checksum
@@ -219,8 +219,8 @@ def test_broken_recordings(tmp_path):
     "Each is set aside with its reason; where nothing else is there, that is an error"
     source = tmp_path / "source"
     for number, kind in enumerate(BROKEN):
-        spoil, _ = damage(kind)
-        spoil(make(source, f"bad{number}")[0])
+        damage, _ = DAMAGES[kind]
+        damage(make(source, f"bad{number}"))
     alone = tmp_path / "alone"
     assert_error(call("convert", source, alone), "source")
     assert not (alone / "dataset.json").exists()
@@ -232,7 +232,7 @@ def test_broken_recordings(tmp_path):
     for number, kind in enumerate(BROKEN):
         lines = [line for line in done.stdout.splitlines() if f"v3_bad{number}:" in line]
         assert len(lines) == 1
-        for word in damage(kind)[1]:
+        for word in DAMAGES[kind][1]:
             assert word in lines[0], lines[0]
 
 
