@@ -4,38 +4,46 @@
 
 # %% auto #0
 __all__ = ['constants', 'engine', 'objects', 'environment', 'MOVES', 'BASIC_ACTIONS', 'CRAFT_ACTIONS', 'ACHIEVEMENTS',
-           'MATERIALS', 'WALKABLE_MATERIALS', 'MATERIAL', 'TREE', 'WATER', 'GRASS', 'TASKS', 'CrafterModule', 'Task']
+           'MATERIALS', 'WALKABLE_MATERIALS', 'MATERIAL', 'TREE', 'WATER', 'GRASS', 'TASKS', 'CrafterModule',
+           'PlayerKind', 'Task', 'register_task', 'find_task']
 
 # %% ../../nbs/worlds/01_tasks.ipynb #1045ecb7
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
 # %% ../../nbs/worlds/01_tasks.ipynb #bcc23d2c
 class CrafterModule:
     "A module of Crafter, imported when something in it is first asked for."
 
-    def __init__(self, name):
+    def __init__(
+        self,
+        name: str,  # below the package `crafter`
+    ):
         self._name = f"crafter.{name}"
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         try:
             value = getattr(import_module(self._name), name)
         except ImportError as e:
             raise ImportError(
-                f"the embedded world needs Crafter ({e}): pip install 'dreamer4_nb[demo]'"
+                f"the embedded world needs Crafter ({e}). "
+                "Hint: pip install 'dreamer4_nb[demo]'"
             ) from None
         setattr(self, name, value)
         return value
 
 
-constants, engine, objects, environment = map(
-    CrafterModule, ("constants", "engine", "objects", "env")
-)
+constants = CrafterModule("constants")
+engine = CrafterModule("engine")
+objects = CrafterModule("objects")
+environment = CrafterModule("env")
 
 # %% ../../nbs/worlds/01_tasks.ipynb #ef004cb9
-MOVES = dict(left=(-1, 0), right=(1, 0), up=(0, -1), down=(0, 1))
+# name -> step (x, y)
+MOVES = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 BASIC_ACTIONS = ("noop", *MOVES, "do")
 CRAFT_ACTIONS = (
     "sleep",
@@ -50,6 +58,7 @@ CRAFT_ACTIONS = (
     "make_stone_sword",
     "make_iron_sword",
 )
+# on the way to the diamond, in the order in which they become possible
 ACHIEVEMENTS = (
     "collect_wood",
     "place_table",
@@ -62,6 +71,7 @@ ACHIEVEMENTS = (
     "make_iron_pickaxe",
     "collect_diamond",
 )
+# id -> name; the ids are Crafter's own
 MATERIALS = (
     "outside",
     "water",
@@ -76,48 +86,121 @@ MATERIALS = (
     "diamond",
     "table",
     "furnace",
-)  # id -> name; the ids are Crafter's own
+)
 WALKABLE_MATERIALS = ("grass", "path", "sand")
 MATERIAL = {name: i for i, name in enumerate(MATERIALS)}
-TREE, WATER, GRASS = (MATERIAL[name] for name in ("tree", "water", "grass"))
+TREE = MATERIAL["tree"]
+WATER = MATERIAL["water"]
+GRASS = MATERIAL["grass"]
 
 # %% ../../nbs/worlds/01_tasks.ipynb #b1647648
 @dataclass(frozen=True)
+class PlayerKind:
+    "One kind of scripted player that records a task."
+
+    name: str  # as recordings have it
+    fraction: float  # of the episodes, or its weight: they are divided by their sum
+    player: str  # class in the chapter "Scripted players"
+    noise: tuple[float, float]  # least and most probability of a random action
+    options: tuple[tuple[str, Any], ...] = ()  # further arguments of the class
+
+
+@dataclass(frozen=True)
 class Task:
-    "What is rewarded, for how long, and how rough the world is."
+    "What is rewarded, for how long, how rough the world is, and who plays it."
 
     name: str  # in words with underscores
-    actions: tuple  # names of the actions, in the order of their indices
+    actions: tuple[str, ...]  # names of the actions, in the order of their indices
     steps: int  # an episode is truncated after so many steps
-    area: tuple  # cells of the whole world (width, height)
-    rewarded: tuple  # achievements that pay
+    area: tuple[int, int]  # cells of the whole world (width, height)
+    rewarded: tuple[str, ...]  # achievements that pay
     once: bool  # pay 1 the first time only, or 1 every time
     survival: bool  # hunger, thirst, fatigue, monsters, lava: can the player die?
-    needs: tuple  # (material, least number of cells within the player's reach) for a generated world
+    # (material, least number of cells within the player's reach) for a generated world
+    needs: tuple[tuple[str, int], ...]
+    unit: str = "reward"  # of a return, in tables
+    players: tuple[PlayerKind, ...] = ()  # who records it; (): nobody
+    expert: str | None = None  # class of the best scripted player; None: there is none
 
 # %% ../../nbs/worlds/01_tasks.ipynb #89053f25
-TASKS = {
-    t.name: t
-    for t in (
-        Task(
-            "collect_wood",
-            BASIC_ACTIONS,
-            100,
-            (32, 32),
-            ("collect_wood",),
-            False,
-            False,
-            (("tree", 30),),
+TASKS: dict[str, Task] = {}
+
+
+def register_task(task: Task) -> Task:
+    "Make a task known by its name; one of the same name is replaced."
+    TASKS[task.name] = task
+    return task
+
+
+def find_task(
+    task: str | Task,  # a name in `TASKS`, or a task of your own
+) -> Task:
+    "The task of a name. Raises ValueError where nobody has registered it."
+    if isinstance(task, Task):
+        return task
+    if task not in TASKS:
+        raise ValueError(f"task: {task!r} is unknown. Hint: choose one of {list(TASKS)}")
+    return TASKS[task]
+
+
+register_task(
+    Task(
+        name="collect_wood",
+        actions=BASIC_ACTIONS,
+        steps=100,
+        area=(32, 32),
+        rewarded=("collect_wood",),
+        once=False,
+        survival=False,
+        needs=(("tree", 30),),
+        unit="wood",
+        players=(
+            PlayerKind("nearest_tree", 0.25, "NearestTree", (0.3, 0.9)),
+            PlayerKind("random_tree", 0.35, "RandomTree", (0.2, 0.6)),
+            PlayerKind("wanderer", 0.1, "Wanderer", (0.2, 0.6)),
+            PlayerKind("bumper", 0.15, "Bumper", (0.2, 0.6)),
+            PlayerKind("water_seeker", 0.15, "WaterSeeker", (0.2, 0.6)),
         ),
-        Task(
-            "tools",
-            BASIC_ACTIONS + CRAFT_ACTIONS,
-            500,
-            (48, 48),
-            ACHIEVEMENTS,
-            True,
-            True,
-            (("tree", 30), ("water", 20), ("coal", 4), ("iron", 4), ("diamond", 1)),
-        ),
+        expert="NearestTree",
     )
-}
+)
+
+
+def _tool_maker(achievement, fraction):
+    "A player who goes for one achievement, then wanders."
+    return PlayerKind(
+        f"until_{achievement}",
+        fraction,
+        "ToolMaker",
+        (0.0, 0.3),
+        (("until", achievement),),
+    )
+
+
+register_task(
+    Task(
+        name="tools",
+        actions=BASIC_ACTIONS + CRAFT_ACTIONS,
+        steps=500,
+        area=(48, 48),
+        rewarded=ACHIEVEMENTS,
+        once=True,
+        survival=True,
+        needs=(("tree", 30), ("water", 20), ("coal", 4), ("iron", 4), ("diamond", 1)),
+        unit="achievements",
+        players=(
+            PlayerKind("wanderer", 0.1, "Wanderer", (0.2, 0.6)),
+            _tool_maker("collect_wood", 0.05),
+            _tool_maker("place_table", 0.05),
+            _tool_maker("make_wood_pickaxe", 0.1),
+            _tool_maker("collect_stone", 0.05),
+            _tool_maker("make_stone_pickaxe", 0.15),
+            _tool_maker("collect_coal", 0.05),
+            _tool_maker("place_furnace", 0.05),
+            _tool_maker("collect_iron", 0.05),
+            _tool_maker("make_iron_pickaxe", 0.05),
+            _tool_maker("collect_diamond", 0.3),
+        ),
+        expert="ToolMaker",
+    )
+)

@@ -6,8 +6,12 @@
 __all__ = ['VectorWorlds']
 
 # %% ../../nbs/worlds/05_vector.ipynb #16307171
+from collections.abc import Iterable
+
 import numpy as np
+
 from .crafter import make_world
+from .tasks import Task
 
 # %% ../../nbs/worlds/05_vector.ipynb #33f44221
 class VectorWorlds:
@@ -15,47 +19,56 @@ class VectorWorlds:
 
     def __init__(
         self,
-        task="collect_wood",  # a name in `TASKS`, or a `Task`
-        seeds=range(8),  # one world per seed
-        view="grid",  # 'grid' or 'stock'
+        task: str | Task = "collect_wood",  # a name in `TASKS`, or a task of your own
+        seeds: Iterable[int] = range(8),  # one world per seed
+        view: str = "grid",  # 'grid' or 'stock'
     ):
         self.seeds = list(seeds)
-        self.worlds = [make_world(task, view) for _ in seeds]
+        self.worlds = [make_world(task, view) for _ in self.seeds]
         self.task = self.worlds[0].task
         self.action_space_spec = self.worlds[0].action_space_spec
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.worlds)
 
-    def reset(self):  # frames uint8 (N, 3, 64, 64)
+    def reset(self) -> np.ndarray:  # frames uint8 (N, 3, 64, 64)
         "Begin all episodes (again)."
-        return self._frames(w.reset(seed=s)[0] for w, s in zip(self.worlds, self.seeds))
+        frames = []
+        for world, seed in zip(self.worlds, self.seeds):
+            frame, _ = world.reset(seed=seed)
+            frames.append(frame)
+        return _channels_first(frames)
 
     def step(
         self,
-        actions,  # (N,) indices
-    ):  # frames uint8 (N, 3, 64, 64), rewards float32 (N,), terminated bool (N,), truncated bool (N,)
-        "One action each; what is over stays over and pays nothing."
+        actions: Iterable[int],  # (N,) indices
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Frames uint8 (N, 3, 64, 64), rewards float32 (N,), terminated and truncated bool
+        (N,); what is over stays over and pays nothing. Raises ValueError for a wrong number
+        of actions."""
+        actions = list(actions)
         if len(actions) != len(self):
             raise ValueError(
-                f"actions: {len(actions)} for {len(self)} worlds; give one for each"
+                f"actions: {len(actions)} for {len(self)} worlds. Hint: give one for each"
             )
-        results = [self._step_one(w, int(a)) for w, a in zip(self.worlds, actions)]
-
-        def column(i, kind):
-            return np.array([r[i] for r in results], kind)
-
+        steps = [_step(world, int(a)) for world, a in zip(self.worlds, actions)]
+        frames, rewards, terminated, truncated = zip(*steps)
         return (
-            self._frames(r[0] for r in results),
-            column(1, np.float32),
-            column(2, bool),
-            column(3, bool),
+            _channels_first(frames),
+            np.array(rewards, np.float32),
+            np.array(terminated, bool),
+            np.array(truncated, bool),
         )
 
-    def _step_one(self, world, action):
-        if world.terminated or world.truncated:
-            return world.render(), 0.0, world.terminated, world.truncated
-        return world.step(action)
 
-    def _frames(self, frames):
-        return np.ascontiguousarray(np.stack(list(frames)).transpose(0, 3, 1, 2))
+def _step(world, action):
+    "Frame, reward, terminated, truncated of a world that may be over."
+    if world.terminated or world.truncated:
+        return world.render(), 0.0, world.terminated, world.truncated
+    frame, reward, terminated, truncated, _ = world.step(action)
+    return frame, reward, terminated, truncated
+
+
+def _channels_first(frames):
+    "uint8 (N, 3, 64, 64) of N frames (64, 64, 3)."
+    return np.ascontiguousarray(np.stack(frames).transpose(0, 3, 1, 2))
