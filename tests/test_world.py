@@ -1,33 +1,49 @@
 "Worlds are the same in every process, whatever the hash seed and the memory addresses."
 
+import hashlib
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
+
+from dreamer4_nb.worlds.tasks import TASKS, PlayerKind, find_task, register_task
 
 pytest.importorskip("crafter")
 
+from dreamer4_nb.worlds.crafter import CrafterRenderer, CrafterWorld, make_world  # noqa: E402
+from dreamer4_nb.worlds.players import draw_player, expert, play_episode  # noqa: E402
+from dreamer4_nb.worlds.record import record  # noqa: E402
+from dreamer4_nb.worlds.vector import VectorWorlds  # noqa: E402
+
 CODE = """
-import hashlib, sys
-from dreamer4_nb.worlds.crafter import make_world
-from dreamer4_nb.worlds.players import draw_player, play_episode, expert
+import hashlib
+import sys
+
 import numpy as np
-digest, junk = hashlib.sha256(), [object() for _ in range(int(sys.argv[1]))]
-for task, view in (('collect_wood', 'grid'), ('tools', 'grid'), ('tools', 'stock')):
+from dreamer4_nb.worlds.crafter import make_world
+from dreamer4_nb.worlds.players import draw_player, expert, play_episode
+
+digest = hashlib.sha256()
+other_addresses = [object() for _ in range(int(sys.argv[1]))]
+for task, view in (("collect_wood", "grid"), ("tools", "grid"), ("tools", "stock")):
     for seed in range(2):
         player = draw_player(task, np.random.default_rng(seed)) if seed else expert(task)
-        frames, actions, rewards, terminated, info = play_episode(make_world(task, view), player, seed)
-        for array in (frames, actions, rewards): digest.update(array.tobytes())
-        digest.update(repr((terminated, sorted(info['achievements'].items()))).encode())
+        episode = play_episode(make_world(task, view), player, seed)
+        for array in (episode.frames, episode.actions, episode.rewards):
+            digest.update(array.tobytes())
+        end = (episode.terminated, sorted(episode.achievements.items()))
+        digest.update(repr(end).encode())
 print(digest.hexdigest())
 """
 
 
-def run(hash_seed, junk):
+def run(hash_seed, other_objects):
     env = dict(os.environ, PYTHONHASHSEED=str(hash_seed), OMP_NUM_THREADS="1")
     return subprocess.run(
-        [sys.executable, "-c", CODE, str(junk)],
+        [sys.executable, "-c", CODE, str(other_objects)],
         capture_output=True,
         text=True,
         env=env,
@@ -39,3 +55,83 @@ def test_same_in_every_process():
     first = run(1, 10)
     assert len(first.strip()) == 64
     assert first == run(2, 54321)
+
+
+def digest_of(episode):
+    digest = hashlib.sha256()
+    for array in (episode.frames, episode.actions, episode.rewards):
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("view", ["grid", "stock"])
+def test_a_seed_fixes_an_episode(task, view):
+    first, again, other = (
+        play_episode(make_world(task, view), draw_player(task, np.random.default_rng(1)), seed)
+        for seed in (5, 5, 6)
+    )
+    assert digest_of(first) == digest_of(again) != digest_of(other)
+
+
+def test_fast_frames_are_crafters():
+    world = CrafterWorld("tools")
+    world.reset(seed=4)
+    reference = CrafterRenderer(world, (8, 6))
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        frame, _, terminated, _, _ = world.step(int(rng.integers(17)))
+        assert (frame == reference(world)).all()
+        if terminated:
+            break
+
+
+@pytest.mark.parametrize("kind", [kind.name for kind in TASKS["tools"].players])
+def test_kinds_of_players(kind):
+    player = draw_player("tools", np.random.default_rng(0), kind)
+    assert player.name == kind
+    world = make_world("tools", seed=0)
+    world.reset()
+    assert 0 <= player.act(world) < 17
+
+
+def test_a_registered_task_has_players_and_can_be_recorded(tmp_path):
+    task = replace(
+        TASKS["collect_wood"],
+        name="few_steps",
+        steps=4,
+        players=(PlayerKind("only", 1.0, "RandomTree", (0.1, 0.1)),),
+        expert=None,
+    )
+    register_task(task)
+    try:
+        assert draw_player("few_steps", np.random.default_rng(0)).name == "only"
+        (folder,) = record(tmp_path, "few_steps", episodes=1, progress=False)
+        assert folder.parent.name == "CrafterFewSteps-v0"
+        with pytest.raises(ValueError, match="'few_steps' has no scripted player"):
+            expert("few_steps")
+    finally:
+        del TASKS["few_steps"]
+
+
+@pytest.mark.parametrize(
+    "act, message",
+    [
+        (lambda: find_task("collect_gold"), "'collect_gold' is unknown. Hint: choose one of"),
+        (lambda: make_world("collect_gold"), "'collect_gold' is unknown"),
+        (lambda: make_world(view="side"), "view: 'side' is unknown"),
+        (lambda: expert("fishing"), "'fishing' is unknown"),
+        (lambda: draw_player("tools", np.random.default_rng(0), "cook"), "kind: 'cook' is"),
+        (lambda: VectorWorlds(seeds=range(2)).step([1]), "1 for 2 worlds"),
+    ],
+)
+def test_wrong_names_and_numbers(act, message):
+    with pytest.raises(ValueError, match=message):
+        act()
+
+
+def test_wrong_actions():
+    world = make_world(seed=0)
+    world.reset()
+    with pytest.raises(ValueError, match=r"6 is not in 0\.\.5"):
+        world.step(6)
