@@ -61,7 +61,7 @@ class TwoHot(nn.Module):
         logits: torch.Tensor,  # (..., num_bins)
     ) -> torch.Tensor:  # expected numbers (...)
         "The number that a distribution over bins stands for."
-        # pairs of bins from the outside in, so that a symmetric distribution gives exactly zero
+        # bins in pairs from the outside in: a symmetric distribution gives exactly zero
         p = logits.float().softmax(-1) * self.bins
         half = len(self.bins) // 2
         return (p[..., :half] + p[..., half + 1 :].flip(-1)).sum(-1) + p[..., half]
@@ -165,8 +165,8 @@ def masked_mean_over_processes(
 ) -> torch.Tensor:  # scalar; the average over processes is the mean of all they have
     """This process's part of the mean over all processes (one all-reduce).
 
-    Processes that share a batch have different numbers of steps that count, and their losses are
-    averaged afterwards. So each divides by what a process has on average. Alone this is
+    Processes that share a batch have different numbers of steps that count, and their losses
+    are averaged afterwards. So each divides by what a process has on average. Alone this is
     `masked_mean`.
     """
     if not torch.distributed.is_initialized():

@@ -144,7 +144,7 @@ class Attention(nn.Module):
         k, v = kv.split(self.num_kv_heads, -2)
         return self.q_norm(q), self.k_norm(k), v
 
-# %% ../../nbs/models/01_transformer.ipynb #f95d36c0
+# %% ../../nbs/models/01_transformer.ipynb #cd60e595
 def group_ids(
     groups: tuple[int, ...],  # sizes of the token groups of a step
     device: torch.device | str | None = None,  # where the result lives
@@ -213,9 +213,7 @@ class TimeCache:
         self.context = context
         self.steps = 0
         self.layers: dict[int, torch.Tensor] = {}
-        self.last: torch.Tensor | None = (
-            None  # newest latents, for `Dynamics.previous_latents`
-        )
+        self.last: torch.Tensor | None = None  # newest latents: `Dynamics.previous_latents`
 
     def buffer(
         self,
@@ -336,7 +334,7 @@ class TimeAttention(Attention):
         is_single = single.repeat(len(o) // len(single))
         return torch.where(is_single[:, None, None, None], own, o)
 
-# %% ../../nbs/models/01_transformer.ipynb #033bca1e
+# %% ../../nbs/models/01_transformer.ipynb #94333034
 def dense_mask(
     query_steps: torch.Tensor,  # (Tq,) time of the steps that look
     key_steps: torch.Tensor,  # (Tk,) time of the steps that are looked at
