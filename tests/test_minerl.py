@@ -1,4 +1,5 @@
-"MineRL's own Python part, where `make minerl-env` has installed it: its spaces against ours, and its reader on recordings that we wrote"
+"""MineRL's own Python part, where `make minerl-env` has installed it: its spaces against ours,
+and its reader on recordings that we wrote"""
 
 import json
 import os
