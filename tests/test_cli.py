@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save
 from test_recordings import DAMAGES, make
 
 from dreamer4_nb.cli import COMMANDS
+from dreamer4_nb.config import named
 from dreamer4_nb.files import with_checksum
 from dreamer4_nb.run.load import load
 
@@ -79,19 +80,27 @@ def test_help_does_not_wait_for_torch():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+def done_stages(out):
+    "The stages that a run's folder says are done"
+    file = out / "run.json"
+    return json.loads(file.read_text())["stages"] if file.exists() else {}
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     "A smoke run that was killed twice on its way"
     out = tmp_path_factory.mktemp("cli") / "run"
     command = [DREAMER4, "demo", *SMOKE, "--out", str(out)]
-    for seconds in (7, 12):
+    for stage in ("record", "dynamics"):
         process = subprocess.Popen(
             command,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        time.sleep(seconds)
+        while stage not in done_stages(out) and process.poll() is None:
+            time.sleep(0.02)
+        assert process.poll() is None
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     done = call("demo", *SMOKE, "--out", out)
@@ -151,10 +160,10 @@ def test_fields_are_options(tmp_path):
 
 def test_options_beside_a_file(tmp_path):
     file = tmp_path / "mine.json"
-    file.write_text('{"version": 1, "name": "mine", "dynamics": {"width": 64}}')
+    named("smoke").change({"name": "mine", "dynamics.width": 64}).save(file)
     out = tmp_path / "run"
-    sizes = ("--data.episodes", "3", "--data.held-out", "0.4")
-    done = call("train", out, "--config", file, "--upto", "record", *sizes, "--unchecked")
+    options = ("--upto", "record", "--data.episodes", "3")
+    done = call("train", out, "--config", file, *options)
     assert done.returncode == 0, done.stderr[-2000:]
     config = json.loads((out / "run.json").read_text())["config"]
     assert config["name"] == "mine"
