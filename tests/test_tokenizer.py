@@ -1,4 +1,4 @@
-"LPIPS by its library, with a stand-in that speaks its API: the real one downloads its weights."
+"LPIPS by its library, with a stand-in that has its API: the real one downloads its weights."
 
 import sys
 import types
@@ -6,59 +6,141 @@ import urllib.error
 
 import pytest
 import torch
+
 from dreamer4_nb.config import TokenizerConfig
-from dreamer4_nb.models.tokenizer import Tokenizer, perceptual_distance, tokenizer_loss
+from dreamer4_nb.data.windows import make_batch
+from dreamer4_nb.models.tokenizer import (
+    Tokenizer,
+    patchify,
+    perceptual_distance,
+    sample_mask,
+    tokenizer_loss,
+    unpatchify,
+)
+from dreamer4_nb.models.transformer import TimeCache
 
 
-def stand_in(monkeypatch, fails=None):
-    calls = []
+class StandIn:
+    "A module in the place of `lpips`, which keeps what its network is given"
 
-    class LPIPS(torch.nn.Module):
-        def __init__(self, net="alex", verbose=True):
-            super().__init__()
-            if fails:
-                raise fails
-            self.scale = torch.nn.Parameter(torch.ones(()))
-            self.net = net
+    def __init__(self, fails=None):
+        self.calls = []
+        self.module = types.SimpleNamespace(LPIPS=self.make_network_class(fails))
 
-        def forward(self, x, y):
-            calls.append((x, y, self))
-            return self.scale * (x - y).pow(2).mean((1, 2, 3), keepdim=True)
+    def make_network_class(self, fails):
+        calls = self.calls
 
-    monkeypatch.setitem(sys.modules, "lpips", types.SimpleNamespace(LPIPS=LPIPS))
-    return calls
+        class LPIPS(torch.nn.Module):
+            def __init__(self, net="alex", verbose=True):
+                super().__init__()
+                if fails:
+                    raise fails
+                self.scale = torch.nn.Parameter(torch.ones(()))
+                self.net = net
+
+            def forward(self, x, y):
+                calls.append((x, y, self))
+                return self.scale * (x - y).pow(2).mean((1, 2, 3), keepdim=True)
+
+        return LPIPS
 
 
-def test_lpips_is_asked_as_it_expects(monkeypatch):
-    calls = stand_in(monkeypatch)
-    model = Tokenizer(
-        TokenizerConfig(width=32, depth=2, num_heads=2, num_latents=4, latent_dim=8)
-    )
+@pytest.fixture
+def lpips(monkeypatch):
+    stand_in = StandIn()
+    monkeypatch.setitem(sys.modules, "lpips", stand_in.module)
+    return stand_in
+
+
+def small_tokenizer(**changes):
+    torch.manual_seed(0)
+    config = dict(image_size=16, width=32, depth=2, num_heads=2, num_latents=4, latent_dim=8)
+    return Tokenizer(TokenizerConfig(**config | changes))
+
+
+def some_frames(B=2, T=3):
+    g = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (B, T, 3, 16, 16), dtype=torch.uint8, generator=g)
+
+
+def test_lpips_gets_frames_from_minus_one_to_one(lpips):
     loss = tokenizer_loss(TokenizerConfig(perceptual="lpips"))
-    terms = loss(
-        model,
-        dict(frames=torch.randint(0, 256, (2, 3, 3, 64, 64), dtype=torch.uint8)),
-        torch.Generator().manual_seed(0),
-    )
-    ((x, y, net),) = calls
-    assert (
-        x.shape == y.shape == (6, 3, 64, 64) and -1 <= y.min() < -0.9 < 0.9 < y.max() <= 1
-    )  # LPIPS wants pictures in [-1, 1]
-    assert (
-        net.net == "vgg"
-        and not net.training
-        and not any(p.requires_grad for p in net.parameters())
-    )
+    loss(small_tokenizer(), make_batch(frames=some_frames()), torch.Generator())
+    ((x, y, _),) = lpips.calls
+    assert x.shape == y.shape == (6, 3, 16, 16)
+    assert -1 <= y.min() < -0.9 and 0.9 < y.max() <= 1
+
+
+def test_lpips_is_the_vgg_one_and_stays_as_it_is(lpips):
+    perceptual_distance("lpips")(torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16))
+    network = lpips.calls[0][2]
+    assert network.net == "vgg" and not network.training
+    assert not any(p.requires_grad for p in network.parameters())
+
+
+def test_lpips_teaches_the_tokenizer(lpips):
+    model = small_tokenizer()
+    loss = tokenizer_loss(TokenizerConfig(perceptual="lpips"))
+    terms = loss(model, make_batch(frames=some_frames()), torch.Generator())
     terms["perceptual"].backward()
-    assert terms["perceptual"].shape == () and any(
-        p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters()
-    )
+    assert terms["perceptual"].shape == ()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
-def test_lpips_that_is_not_there(monkeypatch):
+def test_lpips_that_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "lpips", None)
     with pytest.raises(ImportError, match="pip install lpips"):
         perceptual_distance("lpips")
-    stand_in(monkeypatch, urllib.error.URLError("no network"))
+
+
+def test_lpips_without_its_weights(monkeypatch):
+    stand_in = StandIn(fails=urllib.error.URLError("no network"))
+    monkeypatch.setitem(sys.modules, "lpips", stand_in.module)
     with pytest.raises(OSError, match="no network.*'gradient'"):
         perceptual_distance("lpips")
+
+
+def test_unknown_perceptual_term():
+    with pytest.raises(ValueError, match="Hint: use 'gradient' or 'lpips'"):
+        perceptual_distance("ssim")
+
+
+def test_no_perceptual_term_where_its_weight_is_zero():
+    loss = tokenizer_loss(TokenizerConfig(perceptual_weight=0.0))
+    terms = loss(small_tokenizer(), make_batch(frames=some_frames()), torch.Generator())
+    assert "perceptual" not in terms
+
+
+def test_patches_are_counted_row_by_row():
+    frames = torch.arange(3 * 16 * 24).view(3, 16, 24)
+    patches = patchify(frames, 8)
+    assert patches.shape == (6, 3 * 8 * 8)
+    assert torch.equal(patches[4].view(3, 8, 8), frames[:, 8:, 8:16])
+    assert torch.equal(unpatchify(patches, 8, (3, 16, 24)), frames)
+
+
+def test_streaming_equals_the_batch_pass():
+    model = small_tokenizer(context=3)
+    frames = some_frames(T=6)
+    encoding = TimeCache(3)
+    decoding = TimeCache(3)
+    with torch.no_grad():
+        z = [model.encode(frames[:, t : t + 1], cache=encoding) for t in range(6)]
+        pictures = [model.decode(x, cache=decoding) for x in z]
+        torch.testing.assert_close(torch.cat(z, 1), model.encode(frames), atol=1e-4, rtol=0)
+        whole = model(frames)
+    torch.testing.assert_close(torch.cat(pictures, 1), whole, atol=1e-4, rtol=0)
+
+
+def test_masked_pixels_do_not_reach_the_latents():
+    model = small_tokenizer(linear_path=True)
+    frames = some_frames().float().div(255).requires_grad_()
+    mask = sample_mask((2, 3), 4, 0.9, generator=torch.Generator().manual_seed(0))
+    gradient = torch.autograd.grad(model.encode(frames, mask).square().sum(), frames)[0]
+    by_patch = patchify(gradient, 8).abs().sum(-1)
+    assert (by_patch[mask] == 0).all() and (by_patch[~mask] > 0).all()
+
+
+def test_fraction_of_masked_images():
+    mask = sample_mask((4000,), 16, 0.9, 0.25, torch.Generator().manual_seed(0))
+    assert abs(mask.any(-1).float().mean() - 0.25) < 0.04

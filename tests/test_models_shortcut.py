@@ -1,0 +1,217 @@
+"Shortcut forcing: grids, sampler, targets and loss, on functions that need no training."
+
+import pytest
+import torch
+
+from dreamer4_nb.models.shortcut import (
+    NoiseSchedule,
+    NoisyLatents,
+    add_noise,
+    bootstrap_target,
+    corrupt_latents,
+    ramp_weight,
+    shortcut_error,
+    shortcut_loss,
+    shortcut_sample,
+    shortcut_targets,
+)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def close(a, b, eps=1e-5):
+    torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), atol=eps, rtol=0)
+
+
+@pytest.mark.parametrize("k_max", [0, 3, 6, -4])
+def test_the_finest_grid_is_a_power_of_two(k_max):
+    with pytest.raises(ValueError, match="power of two"):
+        NoiseSchedule(k_max)
+
+
+@pytest.mark.parametrize("k_max", [1, 4, 64])
+def test_levels_lie_on_the_grid_of_their_step_size(k_max):
+    schedule = NoiseSchedule(k_max, context_fraction=0.0, bootstrap_fraction=0.5)
+    signal, step, _ = schedule.sample(500, 8, seeded())
+    assert (signal % (k_max // 2**step) == 0).all()
+    close(schedule.step_size(step), 1 / 2**step)
+    assert (schedule.signal_level(signal) + schedule.step_size(step) <= 1).all()
+
+
+def test_step_sizes_of_bootstrap_sequences_are_equally_likely():
+    schedule = NoiseSchedule(16, context_fraction=0.0, bootstrap_fraction=1.0)
+    _, step, boot = schedule.sample(4000, 8, seeded())
+    assert boot.all() and step.max() == 3
+    close(step.flatten().bincount() / step.numel(), torch.full((4,), 0.25), 0.01)
+
+
+def test_the_finest_step_learns_from_data():
+    schedule = NoiseSchedule(8, bootstrap_fraction=0.5)
+    signal, step, boot = schedule.sample(500, 8, seeded())
+    assert (step[~boot] == schedule.finest).all() and (step[boot] < schedule.finest).all()
+    assert not boot[signal == schedule.context_index].any()
+
+
+def test_fractions_of_context_and_pure_noise():
+    schedule = NoiseSchedule(64, context_fraction=0.25, bootstrap_fraction=0.0, pure_noise=0.4)
+    signal, _, _ = schedule.sample(4000, 8, seeded())
+    close((signal == 64).float().mean(), 0.25, 0.01)
+    expected = 0.75 * (0.4 + 0.6 / 64)
+    close((signal == 0).float().mean(), expected, 0.01)
+
+
+@pytest.mark.parametrize(
+    "settings, index",
+    [
+        ({}, 8),
+        (dict(context_fraction=0.0), 7),
+        (dict(context_fraction=0.0, own_context=True), 8),
+    ],
+)
+def test_where_the_context_level_is(settings, index):
+    assert NoiseSchedule(8, **settings).context_index == index
+
+
+def test_one_step_grid_has_no_bootstrap():
+    assert not NoiseSchedule(1, bootstrap_fraction=1.0).sample(10, 4, seeded())[2].any()
+
+
+@pytest.mark.parametrize("K", [1, 2, 4, 8])
+def test_a_perfect_denoiser_returns_the_data(K):
+    data, noise = torch.randn(2, 5, 3, generator=seeded())
+    close(shortcut_sample(lambda z, i, e: data, noise, K, 8), data)
+
+
+def test_what_the_sampler_asks_for():
+    asked = []
+
+    def denoise(z, i, e):
+        asked.append((i, e))
+        return z
+
+    shortcut_sample(denoise, torch.zeros(1), 4, 16)
+    assert asked == [(0, 2), (4, 2), (8, 2), (12, 2)]
+    asked.clear()
+    shortcut_sample(denoise, torch.zeros(1), 1, 16)
+    assert asked == [(0, 0)]
+
+
+@pytest.mark.parametrize("K", [3, 16, 0])
+def test_sampling_steps_off_the_grid(K):
+    with pytest.raises((ValueError, ZeroDivisionError)):
+        shortcut_sample(lambda z, i, e: z, torch.zeros(1), K, 8)
+
+
+def test_noise_and_ramp():
+    z1, noise = torch.randn(2, 3, 4, 5, generator=seeded())
+    tau = torch.tensor([[0.0, 0.25, 0.5, 1.0]]).expand(3, 4)
+    z = add_noise(z1, tau, noise)
+    close(z[:, 0], noise[:, 0])
+    close(z[:, 3], z1[:, 3])
+    close(z[:, 1], 0.75 * noise[:, 1] + 0.25 * z1[:, 1])
+    close(ramp_weight(tau)[0], [0.1, 0.325, 0.55, 1.0])
+    assert (ramp_weight(tau, floor=1.0) == 1).all()
+
+
+def make_noisy(schedule, B=64, T=8):
+    z1 = torch.randn(B, T, 3, generator=seeded(1))
+    return z1, corrupt_latents(z1, schedule, seeded(2))
+
+
+def test_a_perfect_model_is_its_own_bootstrap_target():
+    schedule = NoiseSchedule(8, bootstrap_fraction=0.5)
+    z1, noisy = make_noisy(schedule)
+    levels = noisy.signal_level_index, noisy.step_index
+    target = bootstrap_target(lambda z, i, e: z1, noisy.z, *levels, schedule)
+    close(target[noisy.bootstrap], z1[noisy.bootstrap], 1e-4)
+
+
+def test_bootstrap_target_by_hand():
+    "From tau = 0 with d = 1 over two half steps of a model that predicts a constant 1, then 3"
+    schedule = NoiseSchedule(2, context_fraction=0.0)
+    z = torch.zeros(1, 1, 1)
+    zero = torch.zeros(1, 1, dtype=torch.long)
+    answers = iter([1.0, 3.0])
+    asked = []
+
+    def model(z, i, e):
+        asked.append((z.item(), i.item(), e.item()))
+        return torch.full_like(z, next(answers))
+
+    target = bootstrap_target(model, z, zero, zero, schedule)
+    # b' = 1, z' = 0.5, b'' = (3 - 0.5) / 0.5 = 5, target = (1 + 5) / 2
+    assert asked == [(0.0, 0, 1), (0.5, 1, 1)]
+    assert target.item() == 3.0
+
+
+def test_targets_have_no_gradient_and_are_data_elsewhere():
+    schedule = NoiseSchedule(8, bootstrap_fraction=0.5)
+    z1, noisy = make_noisy(schedule)
+    weight = torch.ones((), requires_grad=True)
+
+    def model(z, i, e, rows=None):
+        return weight * z
+
+    targets = shortcut_targets(model, z1, noisy, schedule)
+    assert not targets.requires_grad
+    assert torch.equal(targets[~noisy.bootstrap], z1[~noisy.bootstrap])
+    assert (targets[noisy.bootstrap] != z1[noisy.bootstrap]).any()
+
+
+def test_only_rows_with_large_steps_are_asked_for_targets():
+    schedule = NoiseSchedule(8, bootstrap_fraction=0.25)
+    z1, noisy = make_noisy(schedule)
+    asked = []
+
+    def model(z, i, e, rows):
+        asked.append(rows)
+        assert len(z) == len(i) == len(e) == len(rows)
+        return z
+
+    shortcut_targets(model, z1, noisy, schedule)
+    rows = noisy.bootstrap.any(1).nonzero()[:, 0]
+    assert len(asked) == 2 and all(torch.equal(r, rows) for r in asked)
+    flow = NoiseSchedule(8, bootstrap_fraction=0.0)
+    z1, noisy = make_noisy(flow)
+    assert shortcut_targets(model, z1, noisy, flow) is z1 and len(asked) == 2
+
+
+def test_another_target_is_an_argument():
+    schedule = NoiseSchedule(8, context_fraction=0.0, bootstrap_fraction=1.0)
+    z1 = torch.randn(4, 3, 2, generator=seeded())
+    calls = []
+
+    def target(f, z, i, e, schedule):
+        calls.append(i.shape)
+        return torch.zeros_like(z)
+
+    loss, _ = shortcut_loss(
+        lambda z, i, e, rows=None: torch.zeros_like(z), z1, schedule, seeded(), target=target
+    )
+    assert calls == [(4, 3)] and loss == 0
+
+
+def test_error_is_weighed_and_counted():
+    schedule = NoiseSchedule(4, context_fraction=0.0)
+    index = torch.tensor([[0, 2]])
+    boot = torch.tensor([[True, False]])
+    noisy = NoisyLatents(torch.zeros(1, 2, 1), index, index, boot)
+    prediction = torch.tensor([[[1.0], [2.0]]])
+    loss, metrics = shortcut_error(prediction, torch.zeros(1, 2, 1), noisy, schedule)
+    close(loss, (0.1 * 1 + 0.55 * 4) / 2)
+    close(metrics["bootstrap_mse"], 1.0)
+    close(metrics["flow_mse"], 4.0)
+    close(metrics["from_noise_mse"], 1.0)
+    first = torch.tensor([[1.0, 0.0]])
+    loss, _ = shortcut_error(prediction, torch.zeros(1, 2, 1), noisy, schedule, first)
+    close(loss, 0.1)
+
+
+def test_given_levels_are_used():
+    schedule = NoiseSchedule(4)
+    levels = schedule.sample(3, 5, seeded(4))
+    noisy = corrupt_latents(torch.randn(3, 5, 2), schedule, levels=levels)
+    assert torch.equal(noisy.signal_level_index, levels[0])
+    assert torch.equal(noisy.bootstrap, levels[2])
