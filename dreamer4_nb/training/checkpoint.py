@@ -11,11 +11,15 @@ __all__ = ['SCHEMA_VERSION', 'COPY_OR_TRAIN', 'TRAIN_FIRST', 'RENAMED_PARAMETERS
 import os
 import zlib
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 from dreamer4_nb.files import (
     atomic_folder,
@@ -36,7 +40,7 @@ def unwrap_model(
 
 def is_sharded(
     tensor: torch.Tensor,
-) -> bool:  # whether several processes share it, each with a slice
+) -> "TypeGuard[DTensor]":  # whether several processes share it, each with a slice
     "Whether a tensor is a `DTensor`."
     return hasattr(tensor, "full_tensor")
 
@@ -77,12 +81,14 @@ def optimizer_tensors(
     from torch.distributed.checkpoint import state_dict as dcp  # takes a second to import
 
     options = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)
-    tensors = {}
-    values = {}
+    tensors: dict[str, torch.Tensor] = {}
+    values: dict[str, Any] = {}
     for number, optimizer in enumerate(optimizers):
         if not optimizer.state:
             continue  # before the first step
-        whole = dcp.get_optimizer_state_dict(unwrap_model(model), optimizer, options=options)
+        whole: Any = dcp.get_optimizer_state_dict(
+            unwrap_model(model), optimizer, options=options
+        )
         for name, state in whole.get("state", {}).items():
             for key, value in state.items():
                 group = tensors if isinstance(value, torch.Tensor) else values
@@ -92,7 +98,7 @@ def optimizer_tensors(
 
 def _states_by_parameter(flat: dict, number: int) -> dict[str, dict]:
     "What `optimizer_tensors` laid out flat for one optimiser: {parameter: {key: value}}."
-    states = {}
+    states: dict[str, dict] = {}
     for path, value in flat.items():
         optimizer, name, key = path.split("/")
         if int(optimizer) == number:
@@ -114,7 +120,7 @@ def load_optimizers(
     for number, optimizer in enumerate(optimizers):
         states = _states_by_parameter({**tensors, **values}, number)
         if states:
-            own = dcp.get_optimizer_state_dict(model, optimizer)
+            own: Any = dcp.get_optimizer_state_dict(model, optimizer)
             own["state"] = states
             dcp.set_optimizer_state_dict(model, optimizer, own, options=options)
         for name, parameter in model.named_parameters():
@@ -134,7 +140,8 @@ def _tensors_crc32(tensors: dict[str, torch.Tensor]) -> str:
     for name, tensor in sorted(tensors.items()):
         header = f"{name} {tensor.dtype} {tuple(tensor.shape)}"
         crc = zlib.crc32(header.encode(), crc)
-        crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), crc)
+        content: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+        crc = zlib.crc32(content, crc)
     return str(crc)
 
 
