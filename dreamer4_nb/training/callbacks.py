@@ -231,8 +231,8 @@ class Log(Callback):
         self.progress = progress
         self.name = name
         self.history: deque[dict] = deque(maxlen=20_000)
-        self.bar = None
-        self.file = None
+        self.bar: tqdm | None = None
+        self.file: LogFile | None = None
         self.seconds = 0.0
 
     def before_fit(self, learner) -> None:
@@ -341,7 +341,7 @@ class TensorBoard(Callback):
         folder: Path | str | None = None,  # None: out/tensorboard
     ):
         self.folder = folder
-        self.writer = None
+        self.writer: Any = None  # a SummaryWriter
         self.last = None
 
     def before_fit(self, learner) -> None:
