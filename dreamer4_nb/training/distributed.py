@@ -10,6 +10,7 @@ __all__ = ['make_accelerator', 'all_reduce_sum', 'all_gather', 'allreduce_step',
 import os
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +68,8 @@ def allreduce_step(
     optimizer.zero_grad()
     loss.backward()
     parameters = [p for p in module.parameters() if p.grad is not None]
-    parts = [*(p.grad for p in parameters), loss, *scalars]
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    parts = [*gradients, loss, *scalars]
     flat = all_reduce_sum(torch.cat([t.detach().flatten() for t in parts]))
     start = 0
     for p in parameters:
@@ -132,10 +134,10 @@ class ShardedModel:
         mesh = torch.distributed.init_device_mesh(device.type, (num_processes,))
         self.loss = LossModule(model)
         layers = [m for m in model.modules() if getattr(m, "is_sharding_unit", False)]
-        self.units = [*layers, self.loss]
+        self.units: list[Any] = [*layers, self.loss]  # become `FSDPModule`s
         for module in self.units:
             fully_shard(module, mesh=mesh, reshard_after_forward=False)
-        self.loss.set_reshard_after_backward(False)
+        self.units[-1].set_reshard_after_backward(False)
 
     def release(self) -> None:
         "Drop the gathered weights; the slices stay."
@@ -156,7 +158,7 @@ class Distributed:
         self.is_main = accelerator.is_main_process
         self.several = self.num_processes > 1
         self.sharded = self.several and bool(parse_flag_from_env("ACCELERATE_USE_FSDP"))
-        self.sharded_model = None
+        self.sharded_model: ShardedModel | None = None
         if self.sharded and accelerator.scaler is not None:
             raise ValueError(
                 "mixed_precision: 'fp16' does not go with FSDP here. Hint: use 'bf16'"
@@ -187,7 +189,7 @@ class Distributed:
         *args,
     ) -> dict:
         "The loss terms of this process's rows; slices are gathered for it."
-        if self.sharded:
+        if self.sharded_model is not None:
             return self.sharded_model.loss(loss_fn, *args)
         return dict(loss_fn(model, *args))
 
@@ -200,8 +202,8 @@ class Distributed:
         have in this one; and whether a flag is set anywhere."""
         if not self.several:
             return terms, flag
-        own = [v.detach().float() for v in terms.values()]
-        own = torch.stack([*own, torch.tensor(float(flag), device=self.device)])
+        values = [v.detach().float() for v in terms.values()]
+        own = torch.stack([*values, torch.tensor(float(flag), device=self.device)])
         mean = own.clone()
         torch.distributed.all_reduce(mean)
         mean /= self.num_processes
@@ -219,10 +221,10 @@ class Distributed:
         for p in parameters:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-        if self.sharded:
+        if self.sharded_model is not None:
             self.sharded_model.release()
             return
-        gradients = [p.grad for p in parameters]
+        gradients = [p.grad for p in parameters if p.grad is not None]
         flat = torch._utils._flatten_dense_tensors(gradients)
         torch.distributed.all_reduce(flat)
         flat /= self.num_processes
