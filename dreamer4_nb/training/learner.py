@@ -10,10 +10,10 @@ __all__ = ['batch_to_device', 'batch_windows', 'NonFiniteLoss', 'StepCheck', 'Fi
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ from .callbacks import EMA, Callback, Checkpoint, Log, StopTraining
 from dreamer4_nb.training.checkpoint import (
     SCHEMA_VERSION,
     find_checkpoint,
+    is_sharded,
     load_optimizers,
     load_tensors,
     model_tensors,
@@ -80,7 +81,7 @@ class StepCheck(NamedTuple):
     terms: dict[str, torch.Tensor]  # without gradient
     batch: Any
 
-
+# %% ../../nbs/training/05_learner.ipynb #47da3a11
 class FiniteCheck:
     "Stops a run at a loss or gradient that is not finite."
 
@@ -159,7 +160,7 @@ class Learner:
         self,
         model: nn.Module,
         loss_fn: Callable,  # (model, batch, generator) -> {term: scalar, 'metrics': {...}}
-        batches: Iterator,  # see `batch_to_device`; with `state_dict` to be resumable
+        batches: Any,  # iterator, see `batch_to_device`; with `state_dict` to be resumable
         steps: int,  # optimiser steps of the whole run
         out: Path | str | None = None,  # folder for checkpoint/ and log.jsonl; None: no files
         optimizer: str | Callable = "adamw",  # see `make_optimizers`
@@ -168,8 +169,8 @@ class Learner:
         schedule: dict | None = None,  # keywords of `learning_rate`
         max_grad_norm: float | None = 1.0,  # largest gradient norm; None: no clipping
         weights: dict[str, float] | None = None,  # of the terms, 1 where not named
-        normalizer: RMSNormalizer | bool | None = None,  # None: a new one; False: raw terms
-        callbacks: tuple[Callback, ...] = (),
+        normalizer: RMSNormalizer | Literal[False] | None = None,  # False: raw terms
+        callbacks: Sequence[Callback] = (),
         seed: int = 0,  # of the noise given to `loss_fn`
         device: torch.device | str | None = None,  # None: the best there is
         mixed_precision: str = "no",  # 'no', 'bf16' or 'fp16'
@@ -209,7 +210,7 @@ class Learner:
         self.finite = FiniteCheck(self.device, self.out)
         self.interrupt = Interrupt()
         self.interrupted = False  # by Ctrl-C in any of the processes
-        self._interrupted_before = False  # one step ago, known to all processes
+        self._interrupted_before: torch.Tensor | bool = False  # known to all processes
         plain = mixed_precision == "no"
         self._autocast = nullcontext if plain else self.accelerator.autocast
         self._steppers = self.optimizers
@@ -229,7 +230,8 @@ class Learner:
         "Weighted sum of the normalised terms."
         if self.normalizer:
             terms = {name: self.normalizer(name, value) for name, value in terms.items()}
-        return sum(value * self.weights.get(name, 1.0) for name, value in terms.items())
+        weighted = [value * self.weights.get(name, 1.0) for name, value in terms.items()]
+        return sum(weighted[1:], weighted[0])
 
     def train_step(self) -> None:
         "Draw a batch, compute the loss, move the parameters."
@@ -265,7 +267,7 @@ class Learner:
         if self.accelerator.scaler is not None:
             self.accelerator.unscale_gradients()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm or float("inf"))
-        return norm.full_tensor() if self.sharded else norm
+        return norm.full_tensor() if is_sharded(norm) else norm
 
     def _check_finite(self) -> None:
         "Stop on a loss or gradient that is not finite; fp16's scaler skips such gradients."
@@ -289,7 +291,7 @@ class Learner:
 
     def _commit(self) -> None:
         "Remember what belongs to the last whole step."
-        self._committed = dict(sampler=None, normalizer=({}, {}))
+        self._committed: dict[str, Any] = dict(sampler=None, normalizer=({}, {}))
         if hasattr(self.batches, "state_dict"):
             self._committed["sampler"] = self.batches.state_dict()
         if self.normalizer:
@@ -351,7 +353,7 @@ class Learner:
             "model.safetensors": gather_slices(model_tensors(self.model)),
             "optimizer.safetensors": moments,
         }
-        if self.average is not None:
+        if self.average is not None and self.average.tensors is not None:
             tensors["ema.safetensors"] = gather_slices(self.average.tensors)
         if self.distributed.is_main:
             state = training_state(self) | dict(optimizer=values)
@@ -412,7 +414,7 @@ def load_training_state(
     learner.seed = state["seed"]
     learner.saved = learner.step
 
-
+# %% ../../nbs/training/05_learner.ipynb #f55731bf
 def save_interrupted(
     learner: Learner,
 ) -> None:
