@@ -67,7 +67,7 @@ def fit_head(
         raise ValueError("fit_head: give either steps or seconds, and not both")
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr, weight_decay=weight_decay)
-    losses = []
+    losses: list[torch.Tensor] = []
     progress = 0.0
     start = time.process_time()
     while progress < 1:
@@ -80,8 +80,8 @@ def fit_head(
             nn.utils.clip_grad_norm_(parameters, max_grad_norm)
         optimizer.step()
         losses.append(loss.detach())
-        if steps is None:
-            progress = (time.process_time() - start) / seconds
-        else:
+        if steps is not None:
             progress = len(losses) / steps
+        elif seconds is not None:
+            progress = (time.process_time() - start) / seconds
     return torch.stack(losses).tolist()
