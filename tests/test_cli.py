@@ -149,12 +149,15 @@ def test_another_configuration_for_the_same_folder(run):
 
 
 def test_fields_are_options(tmp_path):
-    options = ("--imagination.gamma", ".95", "--dynamics.soft-cap", "30", "--data.seed", "3")
+    options = "--imagination.gamma .95 --dynamics.soft-cap 30 --data.seed 3".split()
+    options += ["--agent.reward-importance", "--agent-training.patience", "5"]
     done = call("train", tmp_path / "run", *SMOKE, "--upto", "record", *options)
     assert done.returncode == 0, done.stderr[-2000:]
     config = json.loads((tmp_path / "run" / "run.json").read_text())["config"]
     assert config["imagination"]["gamma"] == 0.95
     assert config["dynamics"]["soft_cap"] == 30.0
+    assert config["agent"]["reward_importance"] is True
+    assert config["agent_training"]["patience"] == 5
     assert config["data"]["seed"] == 3
 
 
