@@ -1,163 +1,245 @@
-"Properties of windows, found by brute force."
+"Windows and batches: properties by brute force, and every message."
 
 import numpy as np
 import pytest
 import torch
-from dreamer4_nb.data.dataset import LatentStore, MemoryRecordings
-from dreamer4_nb.data.windows import SequenceIndex, SequenceSampler
 from hypothesis import assume, given
 from hypothesis import strategies as st
+
+from dreamer4_nb.data.dataset import LatentStore, MemoryRecordings, Recordings
+from dreamer4_nb.data.windows import Batch, SequenceIndex, SequenceSampler, make_batch
 
 
 @st.composite
 def worlds(draw):
-    seed = draw(st.integers(0, 10**6))
-    rng = np.random.default_rng(seed)
+    "Recordings whose pixels spell out episode, step, the last action (2) and the last reward"
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
     lengths = draw(st.lists(st.integers(1, 30), min_size=1, max_size=5))
     frames, actions, rewards = [], [], []
-    for i, n in enumerate(lengths):
-        a, r = rng.integers(1, 9, size=(n, 2)), (rng.random(n) < 0.15).astype(np.float32)
-        x = np.zeros((n + 1, 5), np.uint8)
-        x[:, 0] = i
-        x[:, 1] = np.arange(n + 1)
-        x[1:, 2:4] = a
-        x[1:, 4] = r
-        frames.append(x.reshape(n + 1, 5, 1, 1))
-        actions.append(a)
-        rewards.append(r)
-    labelled = [draw(st.booleans()) for _ in lengths]
-    return MemoryRecordings(
-        frames,
-        actions,
-        [r if l else None for r, l in zip(rewards, labelled)],
-        [draw(st.booleans()) for _ in lengths],
-    )
+    for i, steps in enumerate(lengths):
+        action = rng.integers(1, 9, size=(steps, 2))
+        reward = (rng.random(steps) < 0.15).astype(np.float32)
+        pixels = np.zeros((steps + 1, 5), np.uint8)
+        pixels[:, 0] = i
+        pixels[:, 1] = np.arange(steps + 1)
+        pixels[1:, 2:4] = action
+        pixels[1:, 4] = reward
+        frames.append(pixels.reshape(steps + 1, 5, 1, 1))
+        actions.append(action)
+        rewards.append(reward if draw(st.booleans()) else None)
+    terminated = [draw(st.booleans()) for _ in lengths]
+    return MemoryRecordings(frames, actions, rewards, terminated)
 
 
 @given(worlds(), st.integers(1, 12), st.integers(0, 6), st.integers(0, 5))
-def test_windows_say_what_the_frames_say(world, length, horizon, number):
+def test_windows_agree_with_their_frames(world, length, horizon, number):
     assume(max(world.steps) + 1 >= length)
-    b = SequenceSampler(world, 8, length, horizon=horizon, relevant_fraction=0).batch(number)
-    x = b["frames"].flatten(2).long()
-    assert (x[..., 0] == b["episode"][:, None]).all() and (
-        x[..., 1] == b["start"][:, None] + torch.arange(length)
-    ).all()
-    assert (x[..., 2:4] == b["actions"][:, :length]).all()
-    for row, (e, s) in enumerate(zip(b["episode"].tolist(), b["start"].tolist())):
-        n = world.steps[e]
+    sampler = SequenceSampler(world, 8, length, horizon=horizon, relevant_fraction=0)
+    batch = sampler.batch(number)
+    pixels = batch.frames.flatten(2).long()
+    steps = batch.start[:, None] + torch.arange(length)
+    assert (pixels[..., 0] == batch.episode[:, None]).all()
+    assert (pixels[..., 1] == steps).all()
+    assert (pixels[..., 2:4] == batch.window().actions).all()
+
+
+@given(worlds(), st.integers(1, 12), st.integers(0, 6), st.integers(0, 5))
+def test_labels_agree_with_the_recordings(world, length, horizon, number):
+    assume(max(world.steps) + 1 >= length)
+    sampler = SequenceSampler(world, 8, length, horizon=horizon, relevant_fraction=0)
+    batch = sampler.batch(number)
+    for row in range(len(batch)):
+        i = int(batch.episode[row])
+        start = int(batch.start[row])
+        rewards = world.rewards(i)
         for k in range(length + horizon + 1):
-            t = s + k
-            known = 1 <= t <= n
-            labelled = world.rewards(e) is not None
-            assert b["action_mask"][row, k] == known and b["reward_mask"][row, k] == (
-                known and labelled
-            )
-            if known:
-                assert (b["actions"][row, k].numpy() == world.actions(e)[t - 1]).all()
-            assert b["rewards"][row, k] == (
-                world.rewards(e)[t - 1] if known and labelled else 0
-            )
-            assert b["is_terminal"][row, k] == (t == n and world.terminated(e))
-        assert b["is_first"][row].tolist() == [s + k == 0 for k in range(length)]
+            t = start + k
+            acted = 1 <= t <= world.steps[i]
+            paid = acted and rewards is not None
+            assert batch.action_mask[row, k] == acted
+            assert batch.reward_mask[row, k] == paid
+            if acted:
+                assert (batch.actions[row, k].numpy() == world.actions(i)[t - 1]).all()
+            assert batch.rewards[row, k] == (rewards[t - 1] if paid else 0)
+            ended = t == world.steps[i] and world.terminated(i)
+            assert batch.is_terminal[row, k] == ended
+        assert batch.is_first[row].tolist() == [start + k == 0 for k in range(length)]
+
+
+def arrivals_of(world, i):
+    rewards = world.rewards(i)
+    if rewards is None:
+        rewards = np.zeros(world.steps[i])
+    return np.r_[False, rewards > 0]
 
 
 @given(worlds(), st.integers(1, 10), st.integers(0, 8))
 def test_index_counts_every_window_once_and_knows_the_relevant(world, length, within):
-    arrivals = [
-        np.r_[False, np.zeros(n, bool) if world.rewards(i) is None else world.rewards(i) > 0]
-        for i, n in enumerate(world.steps)
-    ]
+    arrivals = [arrivals_of(world, i) for i in range(len(world))]
     index = SequenceIndex(world.steps, arrivals, length, within)
-    brute = [(i, s) for i, n in enumerate(world.steps) for s in range(n + 2 - length)]
-    assert list(zip(*[o.tolist() for o in index.locate(np.arange(index.total))])) == brute
-    assert index.is_relevant.tolist() == [
-        bool(arrivals[i][s : s + length + within].any()) for i, s in brute
-    ]
+    windows = []
+    for i, steps in enumerate(world.steps):
+        windows += [(i, start) for start in range(steps + 2 - length)]
+    episodes, starts = index.locate(np.arange(index.total))
+    assert list(zip(episodes.tolist(), starts.tolist())) == windows
+    relevant = [arrivals[i][start : start + length + within].any() for i, start in windows]
+    assert index.is_relevant.tolist() == relevant
 
 
 @given(worlds(), st.floats(0, 1), st.floats(0, 1), st.integers(0, 9))
-def test_shares_and_resume(world, relevant, single, number):
-    try:
-        make = lambda **kw: SequenceSampler(
-            world,
-            10,
-            [(4, 2), (6, 1)],
+def test_fractions_and_resume(world, relevant, single, number):
+    def make_sampler(**options):
+        return SequenceSampler(
+            *(world, 10, [(4, 2), (6, 1)]),
             relevant_fraction=relevant,
             single_image_fraction=single,
             seed=number,
-            **kw,
+            **options,
         )
-        a = make()
-    except ValueError as e:
-        assert "no reward arrives" in str(e) or "longest episode" in str(e)
+
+    try:
+        first = make_sampler()
+    except ValueError as error:
+        assert "no reward arrives" in str(error) or "longest episode" in str(error)
         return
     for _ in range(number):
-        next(a)
-    b = make(workers=2)
-    b.load_state_dict(a.state_dict())
+        next(first)
+    resumed = make_sampler(workers=2)
+    resumed.load_state_dict(first.state_dict())
     for _ in range(3):
-        x, y = next(a), next(b)
-        size = len(x["start"])
-        assert x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
-        assert (
-            abs(x["relevant"].sum().item() - relevant * size) < 1
-            and abs(x["single"].sum().item() - single * size) < 1
-        )
-        assert (x["importance"] > 0).all()
+        batch = next(first)
+        assert_same(batch, next(resumed))
+        assert abs(batch.relevant.sum().item() - relevant * len(batch)) < 1
+        assert abs(batch.single.sum().item() - single * len(batch)) < 1
+        assert (batch.importance > 0).all()
 
 
-def test_state_of_other_recordings_is_refused():
-    a, b = [
-        MemoryRecordings([np.zeros((n, 1, 1, 1), np.uint8)], [None], [None]) for n in (20, 21)
-    ]
+def assert_same(a, b):
+    a = a.tensors()
+    b = b.tensors()
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def blank(steps, rewarded=False):
+    frames = np.zeros((steps + 1, 1, 1, 1), np.uint8)
+    rewards = np.ones(steps) if rewarded else None
+    return MemoryRecordings([frames], [np.zeros((steps, 1), int)], [rewards])
+
+
+def test_state_of_other_recordings():
+    sampler = SequenceSampler(blank(20), 2, 4, relevant_fraction=0)
+    other = SequenceSampler(blank(21), 2, 4, relevant_fraction=0)
     with pytest.raises(ValueError, match="resume with the same recordings"):
-        SequenceSampler(a, 2, 4, relevant_fraction=0).load_state_dict(
-            SequenceSampler(b, 2, 4, relevant_fraction=0).state_dict()
-        )
+        sampler.load_state_dict(other.state_dict())
 
 
-def test_real_recordings(tmp_path):
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(length=500), "length: 500 frames, but the longest episode has 21"),
+        (dict(length=0), "length: 0. Hint"),
+        (dict(length=[(4, 1), (8, 0)]), "length: .* weight > 0"),
+        (dict(length=[]), r"length: \[\]. Hint"),
+        (dict(batch_size=0), "batch_size: 0. Hint: choose at least 1"),
+        (dict(horizon=-1), "horizon: -1. Hint: choose at least 0"),
+        (dict(relevant_within=-1), "relevant_within: -1. Hint: choose at least 0"),
+        (dict(relevant_fraction=1.5), "relevant_fraction: 1.5. Hint"),
+        (dict(single_image_fraction=-0.1), "single_image_fraction: -0.1. Hint"),
+        (dict(fields=["pixels"]), r"fields: \('pixels',\). Hint"),
+        (dict(fields=["observations"]), "fields: 'observations', .* none beside the frames"),
+        (dict(latents=dict(episode0000=np.zeros((20, 2, 3)))), "20 latents for 21 frames"),
+    ],
+)
+def test_wrong_arguments(options, message):
+    defaults = dict(recordings=blank(20, rewarded=True), batch_size=2, length=4)
+    with pytest.raises(ValueError, match=message):
+        SequenceSampler(**defaults | options)
+
+
+def test_recordings_without_rewards_or_episodes():
+    with pytest.raises(ValueError, match="no reward arrives in any window of 4 frames"):
+        SequenceSampler(blank(20), 2, 4)
+    with pytest.raises(ValueError, match="recordings: no episodes"):
+        SequenceSampler(MemoryRecordings([], [], []), 2, 4)
+
+
+def test_a_batch_can_be_cut_reordered_and_moved():
+    batch = make_batch(
+        latents=torch.arange(12.0).reshape(2, 6, 1, 1),
+        actions=torch.arange(16).reshape(2, 8, 1),
+        rewards=torch.zeros(2, 8),
+        task=torch.tensor([0, 1]),
+        observations=dict(health=torch.ones(2, 6)),
+    )
+    assert (len(batch), batch.num_steps) == (2, 6)
+    short = batch.first(4)
+    time_fields = [short.actions, short.action_mask, short.rewards, short.reward_mask]
+    time_fields += [short.is_terminal, short.is_first, short.latents]
+    assert {x.shape[1] for x in time_fields} == {4}
+    assert short.observations["health"].shape == (2, 4)
+    assert batch.window().actions.shape == (2, 6, 1)
+    assert batch.select(torch.tensor([1])).task.tolist() == [1]
+    assert batch.select(torch.tensor([False, True])).start.tolist() == [0]
+    assert batch.select(slice(1)).latents.shape == (1, 6, 1, 1)
+    assert batch.to("meta").observations["health"].device.type == "meta"
+    both = Batch.cat([batch, batch.select(torch.tensor([1, 0]))])
+    assert both.task.tolist() == [0, 1, 1, 0]
+    assert both.observations["health"].shape == (4, 6)
+    assert both.frames is None
+    for steps in (0, 7):
+        with pytest.raises(ValueError, match=f"steps: {steps}, but the windows have 6"):
+            batch.first(steps)
+
+
+def test_what_a_made_batch_does_not_know():
+    batch = make_batch(actions=torch.ones(2, 5, 1, dtype=torch.long), num_steps=3)
+    assert batch.num_steps == 3
+    assert batch.action_mask.all()
+    assert not batch.reward_mask.any()
+    assert make_batch(latents=torch.zeros(2, 5, 1, 1)).action_mask.sum() == 0
+    with pytest.raises(ValueError, match="give actions, latents or frames"):
+        make_batch(rewards=torch.zeros(2, 5))
+
+
+SPACE_NAMES = ["noop", "left", "right"]
+
+
+@pytest.fixture
+def converted(tmp_path):
+    "Three episodes whose colour is the last action, with a reward at their end"
     pytest.importorskip("av")
     from dreamer4_nb.data.actions import ActionSpace
     from dreamer4_nb.data.convert import convert
-    from dreamer4_nb.data.dataset import Recordings
     from dreamer4_nb.data.recordings import write_episode
 
-    space, rng = ActionSpace.flat(["noop", "left", "right"]), np.random.default_rng(0)
-    truth = []
+    space = ActionSpace.flat(SPACE_NAMES)
+    rng = np.random.default_rng(0)
     for i in range(3):
-        a = rng.integers(3, size=30)
-        x = np.zeros((31, 64, 64, 3), np.uint8)
-        x[1:] = a[:, None, None, None] * 100
-        truth.append(a)
+        action = rng.integers(3, size=30)
+        frames = np.zeros((31, 64, 64, 3), np.uint8)
+        frames[1:] = action[:, None, None, None] * 100
         write_episode(
-            tmp_path / "raw",
-            "Toy-v0",
-            str(i),
-            x,
-            dict(action=np.array(["noop", "left", "right"])[a]),
-            np.eye(30)[29],
-            True,
+            *(tmp_path / "raw", "Toy-v0", str(i), frames),
+            actions=dict(action=np.array(SPACE_NAMES)[action]),
+            rewards=np.eye(30)[29],
+            terminated=True,
             extra=dict(action_space=space.to_dict()),
         )
     convert(tmp_path / "raw", tmp_path / "data", space, progress=False)
-    data = Recordings(tmp_path / "data")
-    LatentStore.write(
-        tmp_path / "latents", data.names, [np.zeros((n + 1, 4, 2)) for n in data.steps]
-    )
-    b = SequenceSampler(
-        data,
-        16,
-        8,
-        latents=LatentStore(tmp_path / "latents", data.names),
-        single_image_fraction=0.3,
-    ).batch(0)
-    seen, k = b["frames"][:, :, 0, 32, 32].long(), b["action_mask"][:, :8]
-    assert (seen[k] == b["actions"][:, :8, 0][k] * 100).all() and b["latents"].shape == (
-        16,
-        8,
-        4,
-        2,
-    )
-    ends = b["is_terminal"].nonzero()
-    assert len(ends) and (b["rewards"][ends[:, 0], ends[:, 1]] == 1).all()
+    return Recordings(tmp_path / "data")
+
+
+def test_converted_recordings(converted, tmp_path):
+    latents = [np.zeros((steps + 1, 4, 2)) for steps in converted.steps]
+    LatentStore.write(tmp_path / "latents", converted.names, latents)
+    store = LatentStore(tmp_path / "latents", converted.names)
+    batch = SequenceSampler(converted, 16, 8, latents=store).batch(0)
+    colour = batch.frames[:, :, 0, 32, 32].long()
+    window = batch.window()
+    known = window.action_mask
+    assert (colour[known] == window.actions[..., 0][known] * 100).all()
+    assert batch.latents.shape == (16, 8, 4, 2)
+    row, step = batch.is_terminal.nonzero().T
+    assert len(row)
+    assert (batch.rewards[row, step] == 1).all()
