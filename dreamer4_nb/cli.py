@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Size', 'World', 'AS_CONFIGURED', 'COMMANDS', 'SETTINGS_HELP', 'HELP_STYLE', 'Command', 'KNOWN_ERRORS', 'UsageError',
-           'Start', 'Demo', 'Record', 'Convert', 'Train', 'Evaluate', 'Check', 'Play', 'ExperimentCommand', 'Claim',
-           'BenchCommand', 'WithSettings', 'run_command', 'main']
+           'Start', 'DemoCommand', 'RecordCommand', 'ConvertCommand', 'TrainCommand', 'EvaluateCommand', 'CheckCommand',
+           'PlayCommand', 'ExperimentCommand', 'ClaimCommand', 'BenchCommand', 'WithSettings', 'run_command', 'main']
 
 # %% ../nbs/04_cli.ipynb #63f76e1b
 import json
@@ -121,7 +121,7 @@ def _print_outcome(config: Config, out: Path, results: dict) -> None:
 
 
 @dataclass(kw_only=True)
-class Demo(Start):
+class DemoCommand(Start):
     "Record, learn a world model, copy the player, improve in imagination, evaluate, report."
 
     # task of the embedded world
@@ -153,7 +153,7 @@ class Demo(Start):
 
 # %% ../nbs/04_cli.ipynb #5e7ad815
 @dataclass(kw_only=True)
-class Record:
+class RecordCommand:
     "Play the embedded world with scripted players and record it in MineRL's layout."
 
     out: Positional[Path]  # folder for the recordings
@@ -172,7 +172,7 @@ class Record:
 
 
 @dataclass(kw_only=True)
-class Convert:
+class ConvertCommand:
     "Decode recordings once into memory maps; broken ones are set aside with the reason."
 
     source: Positional[Path]  # folder of MineRL recordings, or of videos
@@ -208,7 +208,7 @@ class Convert:
 
 # %% ../nbs/04_cli.ipynb #34de4831
 @dataclass(kw_only=True)
-class Train(Start):
+class TrainCommand(Start):
     "Train on recordings, stage by stage; run it again to continue."
 
     out: Positional[Path]  # folder of the run
@@ -258,7 +258,7 @@ class Train(Start):
 
 
 @dataclass(kw_only=True)
-class Evaluate:
+class EvaluateCommand:
     "Play all policies of a run in true worlds and write results.json and the report."
 
     out: Positional[Path]  # folder of a trained run
@@ -276,7 +276,7 @@ class Evaluate:
 
 # %% ../nbs/04_cli.ipynb #e212d810
 @dataclass(kw_only=True)
-class Check:
+class CheckCommand:
     "Look for what is wrong without an error; exit code 1 if a check fails."
 
     path: Positional[Path]  # a run, converted recordings, or recordings in MineRL's layout
@@ -325,7 +325,7 @@ def _serve_page(run: Path, port: int, out: Path) -> None:
 
 
 @dataclass(kw_only=True)
-class Play:
+class PlayCommand:
     "Play inside the world model of a run, in a browser."
 
     # folder of a run with a trained agent
@@ -409,7 +409,7 @@ class ExperimentCommand:
 
 # %% ../nbs/04_cli.ipynb #8cb22738
 @dataclass(kw_only=True)
-class Claim(Start):
+class ClaimCommand(Start):
     "Train several seeds from nothing and write the file that the book's table is made of."
 
     seeds: str = "0,1,2"  # with commas
@@ -486,15 +486,15 @@ class BenchCommand:
 
 # %% ../nbs/04_cli.ipynb #0c5ab3cb
 COMMANDS: dict[str, type] = {
-    "demo": Demo,
-    "record": Record,
-    "convert": Convert,
-    "train": Train,
-    "evaluate": Evaluate,
-    "check": Check,
-    "play": Play,
+    "demo": DemoCommand,
+    "record": RecordCommand,
+    "convert": ConvertCommand,
+    "train": TrainCommand,
+    "evaluate": EvaluateCommand,
+    "check": CheckCommand,
+    "play": PlayCommand,
     "experiment": ExperimentCommand,
-    "claim": Claim,
+    "claim": ClaimCommand,
     "bench": BenchCommand,
 }
 SETTINGS_HELP = """
@@ -528,13 +528,13 @@ def _parse_without_settings(args: Sequence[str]) -> Any:  # a subcommand
             description += SETTINGS_HELP.format(name=name)
         subcommand = tyro.conf.subcommand(name, description=description)
         subcommands.append(Annotated[command, subcommand])
-    every = Union[tuple(subcommands)]  # noqa: UP007
+    every: Any = Union[tuple(subcommands)]  # noqa: UP007
     return tyro.cli(every, prog="dreamer4", args=args, config=HELP_STYLE)
 
 
 def _parse_with_settings(
     name: str, args: Sequence[str]
-) -> tuple[Start, Config]:  # a subcommand and the configuration it starts from
+) -> tuple[Any, Config]:  # a subcommand and the configuration it starts from
     "Read a subcommand's own options, and those of its configuration"
     prog = f"dreamer4 {name}"
     start, _ = tyro.cli(Start, prog=prog, args=args, return_unknown_args=True, add_help=False)
@@ -543,7 +543,7 @@ def _parse_with_settings(
         tyro.cli(Config, prog=prog, args=["--help"], default=base)
     default = WithSettings(command=tyro.MISSING_NONPROP, settings=base)
     both = tyro.cli(
-        WithSettings[COMMANDS[name]],  # type: ignore[misc]
+        WithSettings[COMMANDS[name]],  # type: ignore[valid-type]
         prog=prog,
         args=args,
         default=default,

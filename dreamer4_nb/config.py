@@ -96,7 +96,7 @@ def check_multiple(
     raise validation_error(field, value, expected)
 
 # %% ../nbs/00_config.ipynb #3c1d0a06
-def _expectation(error: dict, description: str | None) -> str:
+def _expectation(error: Any, description: str | None) -> str:
     "What would be right, for one of pydantic's errors"
     if error["type"] == "dataclass_type":
         return "must be a group of settings in braces"
@@ -116,17 +116,19 @@ def explain(
     first = error.errors()[0]
     path = section
     description = None
+    kind: Any = cls
     for key in first["loc"]:
         if isinstance(key, int):  # a place in a tuple
             path = f"{path}[{key}]"
             description = None
-        elif is_dataclass(cls):
+        elif is_dataclass(kind):
             path = f"{path}.{key}".lstrip(".")
-            known = [f.name for f in fields(cls)]
+            known = [f.name for f in fields(kind)]
             if key not in known:
                 return f"{path}: unknown field. {did_you_mean(str(key), known)}"
-            description = cls.__pydantic_fields__[key].description
-            cls = cls.__pydantic_fields__[key].annotation
+            field = vars(kind)["__pydantic_fields__"][key]
+            description = field.description
+            kind = field.annotation
     if first["type"] == "value_error":  # from a method `check`
         return f"{path}.{first['ctx']['error']}".lstrip(".")
     expected = _expectation(first, description)
@@ -151,7 +153,7 @@ def one_line_errors(
         except ValidationError as error:
             raise ValueError(explain(error, cls, section)) from None
 
-    cls.__init__ = __init__
+    cls.__init__ = __init__  # type: ignore[method-assign]
     return cls
 
 # %% ../nbs/00_config.ipynb #8a87ced0
@@ -661,7 +663,7 @@ def nest(
     values: dict[str, Any],  # by dotted name, such as {'dynamics.width': 96}
 ) -> dict[str, Any]:  # nested as the sections are: {'dynamics': {'width': 96}}
     "Values by dotted name, as a dictionary of sections"
-    nested = {}
+    nested: dict[str, Any] = {}
     for name, value in values.items():
         *sections, field = name.split(".")
         group = nested
@@ -703,7 +705,7 @@ def merge(
 # %% ../nbs/00_config.ipynb #f4d7ad0d
 def smoke() -> Config:  # seconds on one core
     "The smallest run that goes through every line"
-    stage = {"steps": 4, "warmup": 1, "batch_size": 2, "length": 8}
+    stage: dict[str, Any] = {"steps": 4, "warmup": 1, "batch_size": 2, "length": 8}
     return Config(
         name="smoke",
         minutes=1.0,
@@ -838,7 +840,7 @@ def demo_smoke() -> Config:  # a minute or two on two cores
 # %% ../nbs/00_config.ipynb #2e0b038e
 def gpu() -> Config:  # hours on one graphics card
     "A larger model of the same world"
-    stage = {
+    stage: dict[str, Any] = {
         "batch_size": 64,
         "length": ((16, 3), (64, 1)),
         "warmup": 500,
@@ -874,7 +876,7 @@ def gpu() -> Config:  # hours on one graphics card
 def paper() -> Config:  # many accelerators
     """Minecraft at the paper's size (4.1); depth, width and heads are ours, as the paper is
     silent on them"""
-    stage = {
+    stage: dict[str, Any] = {
         "batch_size": 256,
         "length": ((64, 3), (256, 1)),
         "warmup": 2000,
