@@ -208,29 +208,29 @@ class ActionCodec:
         "The dictionary of actions that these class numbers stand for."
         if isinstance(components, torch.Tensor):
             components = components.cpu().numpy()
-        components = self._check_components(np.asarray(components))
-        actions = {name: components[..., i] for i, name in enumerate(self.space.keys)}
+        codes = self._check_components(np.asarray(components))
+        actions = {name: codes[..., i] for i, name in enumerate(self.space.keys)}
         column = self.num_keys
         if self.space.camera:
-            pitch, yaw = np.divmod(components[..., column], CAMERA_BINS)
+            pitch, yaw = np.divmod(codes[..., column], CAMERA_BINS)
             actions[self.space.camera] = bins_to_camera(np.stack([pitch, yaw], -1))
             column += 1
         for i, (name, options) in enumerate(self.space.choices.items(), column):
-            actions[name] = np.array(options)[components[..., i]]
+            actions[name] = np.array(options)[codes[..., i]]
         return actions
 
-    def _check_components(self, components):
-        if components.shape[-1] != self.num_components:
+    def _check_components(self, codes):
+        if codes.shape[-1] != self.num_components:
             raise ValueError(
                 f"actions: expected {self.num_components} components, "
-                f"got {components.shape[-1]}. Hint: encode with the same action space"
+                f"got {codes.shape[-1]}. Hint: encode with the same action space"
             )
-        if ((components < 0) | (components >= np.array(self.sizes))).any():
+        if ((codes < 0) | (codes >= np.array(self.sizes))).any():
             raise ValueError(
                 f"actions: class number outside its range, sizes are {self.sizes}. "
                 "Hint: encode with the same action space"
             )
-        return components
+        return codes
 
 # %% ../../nbs/data/01_actions.ipynb #01eba6d4
 def _encode_key(name, values):

@@ -198,12 +198,16 @@ def write_episode(
             duration_steps=len(frames) - 1,
             stream_name=folder.name,
             true_video_frame_count=len(frames),
-            total_reward=None if rewards is None else float(labels.rewards.sum()),
+            total_reward=_total(labels.rewards),
             terminated=bool(terminated),
             crc32={file: file_crc32(new / file) for file in FILES},
         )
         write_json(new / "metadata.json", info | dict(extra or {}))
     return folder
+
+
+def _total(rewards):
+    return None if rewards is None else float(rewards.sum())
 
 
 def _label_arrays(actions, rewards, observations):

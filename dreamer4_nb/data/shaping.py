@@ -51,7 +51,10 @@ def inventory_potential(
             f"observations: none of {', '.join(weights)} was recorded in the inventory. "
             "Hint: shaping needs recordings with one of them"
         )
-    return sum(worths)
+    potential = np.zeros(len(worths[0]))
+    for worth in worths:
+        potential = potential + worth
+    return potential
 
 
 def raw_shaping(

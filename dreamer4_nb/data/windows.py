@@ -158,7 +158,8 @@ class Batch:
 # %% ../../nbs/data/07_windows.ipynb #ec58b256
 def make_batch(
     num_steps: int | None = None,  # T; None: from frames or latents, else all actions
-    **known: torch.Tensor | dict,  # fields of `Batch`, at least actions, frames or latents
+    observations: dict[str, torch.Tensor] | None = None,  # (B, T, ...) by name
+    **known: torch.Tensor,  # fields of `Batch`, at least actions, frames or latents
 ) -> Batch:
     "A batch of tensors at hand; given actions and rewards are known, all else is unknown."
     pictures = known.get("latents", known.get("frames"))
@@ -185,7 +186,7 @@ def make_batch(
         start=zeros(size, dtype=torch.long),
         importance=torch.ones(size, device=device),
     )
-    return Batch(**defaults | known)
+    return Batch(**defaults | known, observations=observations or {})
 
 # %% ../../nbs/data/07_windows.ipynb #20b19f28
 class SequenceIndex:
