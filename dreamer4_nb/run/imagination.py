@@ -19,7 +19,7 @@ from ..policy.intrinsic import IntrinsicReward, fit_intrinsic_reward
 from ..policy.pmpo import ImaginationTrainer
 from .folder import RunFolder
 from .launch import in_parallel
-from ..training.learner import make_accelerator
+from ..training.distributed import make_accelerator
 
 # %% ../../nbs/run/04_imagination.ipynb #2f04a006
 def contexts(

@@ -23,7 +23,8 @@ import torch
 from accelerate.state import AcceleratorState
 
 from .folder import RunError, RunFolder
-from ..training.learner import NonFiniteLoss, make_accelerator
+from ..training.distributed import make_accelerator
+from ..training.learner import NonFiniteLoss
 
 # %% ../../nbs/run/02_launch.ipynb #7a10c0d2
 _HELPER = """
