@@ -6,6 +6,7 @@ import urllib.error
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from dreamer4_nb.config import TokenizerConfig
 from dreamer4_nb.data.windows import make_batch
@@ -18,6 +19,7 @@ from dreamer4_nb.models.tokenizer import (
     unpatchify,
 )
 from dreamer4_nb.models.transformer import TimeCache
+from dreamer4_nb.training.checkpoint import load_model
 
 
 class StandIn:
@@ -144,3 +146,13 @@ def test_masked_pixels_do_not_reach_the_latents():
 def test_fraction_of_masked_images():
     mask = sample_mask((4000,), 16, 0.9, 0.25, torch.Generator().manual_seed(0))
     assert abs(mask.any(-1).float().mean() - 0.25) < 0.04
+
+
+def test_weights_saved_under_an_earlier_name_are_read(tmp_path):
+    model = small_tokenizer()
+    tensors = {k: v + 1 for k, v in model.state_dict().items()}
+    tensors["readouts"] = tensors.pop("decoder_queries")
+    save_file(tensors, tmp_path / "model.safetensors")
+    expected = tensors["readouts"]
+    load_model(tmp_path / "model.safetensors", model)
+    assert torch.equal(model.decoder_queries, expected)

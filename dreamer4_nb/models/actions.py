@@ -9,6 +9,8 @@ __all__ = ['ActionDistribution', 'action_distribution', 'ActionEmbedding']
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from einops import rearrange
+
 from ..data.actions import ActionCodec
 
 # %% ../../nbs/models/04_actions.ipynb #188c81ed
@@ -17,84 +19,87 @@ class ActionDistribution:
 
     def __init__(
         self,
-        log_probs: list,  # blocks (..., m, n): m components of n classes each, in the order of the components
+        log_probs: list[torch.Tensor],  # blocks (..., m, n): m components of n classes each
     ):
         self.log_probs = log_probs
 
-    def mode(self):
-        "The most likely action, (..., num_components) long."
-        return torch.cat([lp.argmax(-1) for lp in self.log_probs], -1)
+    def mode(self) -> torch.Tensor:  # (..., components) long
+        "The most likely action."
+        return torch.cat([block.argmax(-1) for block in self.log_probs], -1)
 
     def sample(
         self,
-        generator: torch.Generator
-        | None = None,  # source of randomness, on the CPU wherever the logits are
-    ) -> torch.Tensor:  # (..., num_components) long
+        generator: torch.Generator | None = None,  # on the CPU, wherever the logits are
+    ) -> torch.Tensor:  # (..., components) long
         "Draw one action."
-        return torch.cat(
-            [
-                (
-                    lp.exp() / torch.empty(lp.shape).exponential_(generator=generator).to(lp)
-                ).argmax(-1)
-                for lp in self.log_probs
-            ],
-            -1,
-        )
+        drawn = []
+        for block in self.log_probs:
+            clocks = torch.empty(block.shape).exponential_(generator=generator).to(block)
+            drawn.append((block.exp() / clocks).argmax(-1))
+        return torch.cat(drawn, -1)
 
     def log_prob(
         self,
-        actions: torch.Tensor,  # (..., num_components) long
+        actions: torch.Tensor,  # (..., components) long
     ) -> torch.Tensor:  # (...)
         "Log-probability of an action, summed over its components."
-        parts = actions.split([lp.shape[-2] for lp in self.log_probs], -1)
-        return sum(
-            lp.gather(-1, a[..., None])[..., 0].sum(-1) for lp, a in zip(self.log_probs, parts)
-        )
+        sizes = [block.shape[-2] for block in self.log_probs]
+        parts = []
+        for block, chosen in zip(self.log_probs, actions.split(sizes, -1)):
+            parts.append(block.gather(-1, chosen[..., None])[..., 0].sum(-1))
+        return sum(parts)
 
     def entropy(self) -> torch.Tensor:  # (...) nats
         "Entropy, summed over components."
-        return -sum((lp.exp() * lp).sum((-1, -2)) for lp in self.log_probs)
+        return -sum((block.exp() * block).sum((-1, -2)) for block in self.log_probs)
 
     def kl(
         self,
         other: "ActionDistribution",  # of the same codec
     ) -> torch.Tensor:  # (...) nats, KL[self || other]
         "Kullback-Leibler divergence, summed over components."
-        return sum(
-            (p.exp() * (p - q)).sum((-1, -2)) for p, q in zip(self.log_probs, other.log_probs)
-        )
+        parts = []
+        for p, q in zip(self.log_probs, other.log_probs):
+            parts.append((p.exp() * (p - q)).sum((-1, -2)))
+        return sum(parts)
 
 # %% ../../nbs/models/04_actions.ipynb #452d7823
 def action_distribution(
     codec: ActionCodec,
     logits: torch.Tensor,  # (..., num_logits): one per key, 121 for the camera, one per option
-    temperature: float = 1.0,  # > 0; logits are divided by it: below 1 sharpens, above 1 flattens
+    temperature: float = 1.0,  # > 0; below 1 sharpens, above 1 flattens
 ) -> ActionDistribution:
-    "The distribution over actions that these logits mean."
+    """The distribution over actions that these logits mean.
+
+    Raises ValueError for a wrong number of logits, or a temperature that is not above 0.
+    """
     if logits.shape[-1] != codec.num_logits:
         raise ValueError(
             f"actions: expected {codec.num_logits} logits, found {logits.shape[-1]}"
         )
     if not temperature > 0:
         raise ValueError(
-            f"temperature must be above 0, found {temperature}: use .mode() for the most likely action"
+            f"temperature = {temperature}: must be above 0. "
+            "Hint: use .mode() for the most likely action"
         )
-    keys, *classes = (logits.float() / temperature).split(
-        (codec.num_keys, *codec.class_sizes), -1
-    )
+    sizes = (codec.num_keys, *codec.class_sizes)
+    keys, *classes = (logits.float() / temperature).split(sizes, -1)
     blocks = [F.log_softmax(c, -1)[..., None, :] for c in classes]
     if codec.num_keys:
+        # a key that is up or down is a categorical of two classes
         blocks.insert(0, F.logsigmoid(torch.stack((-keys, keys), -1)))
     return ActionDistribution(blocks)
 
 # %% ../../nbs/models/04_actions.ipynb #0b56b885
 class ActionEmbedding(nn.Module):
-    "Actions to tokens: a sum over components plus a learned embedding, which stands alone where actions are unknown."
+    """Actions to tokens: a sum over components plus a learned embedding (paper 3.2).
+
+    Where an action is not known, the learned embedding stands alone.
+    """
 
     def __init__(
         self,
-        codec: ActionCodec
-        | None,  # gives the sizes of the components; None: video alone, no action is ever known
+        codec: ActionCodec | None,  # sizes of the components; None: no action is ever known
         dim: int,  # channels of a token
         tokens: int = 1,  # action tokens per step (S_a in the paper)
     ):
@@ -111,12 +116,11 @@ class ActionEmbedding(nn.Module):
 
     def forward(
         self,
-        actions: torch.Tensor,  # (..., num_components) long
-        action_mask: torch.Tensor
-        | None = None,  # (...) bool, True where the action is known; None: all known
+        actions: torch.Tensor,  # (..., components) long
+        action_mask: torch.Tensor | None = None,  # (...) bool, the action is known; None: all
     ) -> torch.Tensor:  # (..., tokens, dim)
         "Tokens of the actions."
         x = self.table(actions + self.first_row).sum(-2)
         if action_mask is not None:
             x = x * action_mask[..., None]
-        return (x + self.unknown).unflatten(-1, (self.tokens, self.dim))
+        return rearrange(x + self.unknown, "... (s d) -> ... s d", s=self.tokens)
