@@ -189,7 +189,8 @@ def render_blocks(
     blocks: list[Block],
 ) -> str:  # HTML
     "Blocks as they look inside a page."
-    return str(_templates().get_template("blocks.html.jinja").module.show(blocks))
+    macros: Any = _templates().get_template("blocks.html.jinja").module
+    return str(macros.show(blocks))
 
 # %% ../nbs/02_report.ipynb #b0c843bf
 class Page:
@@ -440,10 +441,10 @@ def achievements_section(
     names = in_order(with_rates)
     rows = []
     for achievement, by_policy in rates.items():
-        row = [str(achievement).replace("_", " ")]
+        row: list[str | Cell] = [str(achievement).replace("_", " ")]
         for name in names:
             rate = by_policy.get(name)
-            row.append("" if rate is None else Cell(fraction=rate))
+            row.append(Cell(fraction=rate) if rate is not None else "")
         rows.append(row)
     head = ["achievement"] + [policy_label(name) for name in names]
     text = "Fraction of episodes in which each achievement was reached."

@@ -92,7 +92,7 @@ def play_worlds(
     returns = np.zeros(num_worlds)
     lengths = np.zeros(num_worlds, int)
     over = np.zeros(num_worlds, bool)
-    first_steps = [{} for _ in range(num_worlds)]
+    first_steps: list[dict[str, int]] = [{} for _ in range(num_worlds)]
     filmed = [frames[:film]]
     while not over.all():
         actions = torch.as_tensor(act(frames)).reshape(num_worlds, -1)[:, 0]
@@ -207,7 +207,7 @@ class EvaluationCache:
         self.counts = counts
         self.seed = seed
         self.on_step = on_step
-        self.memory = {}
+        self.memory: dict[str, dict[str, Any]] = {}
         self.steps = TASKS[task].steps
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         if self.cache_dir:

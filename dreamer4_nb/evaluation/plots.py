@@ -395,16 +395,16 @@ def plot_imagined_real(
     real: Sequence[float],  # what the world gave; paired where the lengths agree
 ) -> Figure:
     "Imagined against real returns: a point for each pair, or else two histograms."
-    imagined = np.asarray(imagined, float).ravel()
-    real = np.asarray(real, float).ravel()
-    title = f"means: imagined {imagined.mean():.2f}, real {real.mean():.2f}"
-    if len(imagined) == len(real):
+    model = np.asarray(imagined, float).ravel()
+    world = np.asarray(real, float).ravel()
+    title = f"means: imagined {model.mean():.2f}, real {world.mean():.2f}"
+    if len(model) == len(world):
         fig, (ax,) = _panels(height=3)
-        _draw_pairs(ax, imagined, real)
+        _draw_pairs(ax, model, world)
         _title(ax, title, "imagined return", "real return")
     else:
         fig, (ax,) = _panels(height=2.4)
-        _draw_two_histograms(ax, imagined, real)
+        _draw_two_histograms(ax, model, world)
         _title(ax, title, "return", "density")
     return fig
 
@@ -429,7 +429,7 @@ def plot_policies(
     played = [name for name in policies if policies[name].get("returns")]
     names = in_order(played)[::-1]
     intervals = [mean_interval(policies[name]["returns"]) for name in names]
-    largest = max(abs(interval["mean"]) for interval in intervals) or 1.0
+    largest = max(abs(np.mean(policies[name]["returns"])) for name in names) or 1.0
     fig, (ax,) = _panels(height=0.45 + 0.27 * len(names))
     for y, (name, interval) in enumerate(zip(names, intervals)):
         _draw_policy(ax, y, name, interval, largest)

@@ -18,6 +18,7 @@ from ..data.windows import Batch, SequenceSampler
 from .in_worlds import world_seeds
 from ..models.agent import Agent
 from ..models.dynamics import Dream, Dynamics
+from ..models.heads import MLPHead
 from ..models.tokenizer import Tokenizer, psnr
 from ..policy.actor import Actor
 from ..policy.rollout import imagine
@@ -258,7 +259,7 @@ def _round_all(values):
 def imagined_and_real(
     tokenizer: Tokenizer,
     agent: Agent,
-    policy: torch.nn.Module | None,  # as for `Actor`
+    policy: MLPHead | None,  # as for `Actor`
     task: str = "collect_wood",  # a name in `TASKS`
     view: str = "grid",  # see `make_world`
     worlds: int = 32,  # test worlds
