@@ -9,9 +9,7 @@ settings.register_profile("full", max_examples=300, deadline=None)
 
 
 def pytest_addoption(parser):
-    parser.addoption(
-        "--full", action="store_true", help="run slow cells and slow tests as well"
-    )
+    parser.addoption("--full", action="store_true", help="run slow cells and slow tests as well")
 
 
 def pytest_configure(config):
@@ -21,9 +19,10 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     if config.getoption("--full"):
         return
-    for o in items:
-        if "slow" in o.keywords:
-            o.add_marker(pytest.mark.skip(reason="takes minutes; runs in make test-full"))
+    for item in items:
+        if "slow" in item.keywords:
+            reason = "takes minutes; runs in make test-full"
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +35,10 @@ def pytest_unconfigure(config):
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if reporter is None or config.option.collectonly:
         return
-    count = lambda *kinds: sum(len(reporter.stats.get(k, ())) for k in kinds)
-    print(
-        f"{count('passed', 'xpassed')} passed, {count('failed', 'error')} failed", flush=True
-    )
+
+    def count(*kinds):
+        return sum(len(reporter.stats.get(kind, ())) for kind in kinds)
+
+    passed = count("passed", "xpassed")
+    failed = count("failed", "error")
+    print(f"{passed} passed, {failed} failed", flush=True)
