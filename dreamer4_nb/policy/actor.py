@@ -38,9 +38,9 @@ class Actor:
 
     def reset(self) -> None:
         "Forget all frames and actions."
-        self.dream = None
-        self.encoder_cache = None
-        self.last_actions = None
+        self.dream: Dream | None = None
+        self.encoder_cache: TimeCache | None = None
+        self.last_actions: torch.Tensor | None = None
 
     def _begin(self, num_worlds, device):
         "Empty caches, and actions that nobody took."
@@ -61,6 +61,7 @@ class Actor:
             self._begin(len(frames), device)
         latents = self.tokenizer.encode(frames, cache=self.encoder_cache)
         known = torch.full((len(frames), 1), not first, device=device)
+        assert self.dream is not None and self.last_actions is not None
         return self.dream.observe(latents, self.last_actions[:, None], known)[:, 0]
 
     @torch.inference_mode()
@@ -72,8 +73,9 @@ class Actor:
         features = self._features(frames)
         if self.temperature:
             policy = self.agent.action_distribution(features, self.temperature, self.policy)
-            self.last_actions = policy.sample(self.generator)
+            actions = policy.sample(self.generator)
         else:
             policy = self.agent.action_distribution(features, policy=self.policy)
-            self.last_actions = policy.mode()
-        return self.last_actions
+            actions = policy.mode()
+        self.last_actions = actions
+        return actions

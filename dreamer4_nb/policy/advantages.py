@@ -154,8 +154,8 @@ class Monitor:
         self.tolerance = tolerance
         self.alarms = alarms
         self.edges = np.linspace(-3, 3, 61) if edges is None else edges
-        self.rounds = deque(maxlen=patience)
-        self.histograms = []
+        self.rounds: deque[dict] = deque(maxlen=patience)
+        self.histograms: list[np.ndarray] = []
 
     def __call__(
         self,

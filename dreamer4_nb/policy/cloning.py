@@ -30,6 +30,7 @@ def bc_features(
         batch = next(batches)
         window = batch.window()
         T = batch.num_steps
+        assert window.latents is not None, "batch: has no latents"
         h = agent.features(window.latents, window.actions, window.action_mask, window.task)
         use = batch.action_mask[:, 1 : T + 1]
         if relevant_only:

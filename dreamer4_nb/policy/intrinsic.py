@@ -24,6 +24,8 @@ def _mlp(inputs, hidden, outputs):
 class IntrinsicReward(nn.Module):
     "An intrinsic reward for dreamed steps (review issue 3)."
 
+    mean_error: torch.Tensor  # of an ordinary step, scalar
+
     def __init__(
         self,
         kind: str,  # 'error': forward-model curiosity; 'novelty': random network distillation

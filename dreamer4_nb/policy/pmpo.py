@@ -92,7 +92,7 @@ def marginal_kl(
     log_probs = policy.log_probs[0]
     own_steps = float(log_probs[..., 0, 0].numel())
     num_steps = reduce_sum(torch.tensor(own_steps, device=log_probs.device))
-    kl = 0.0
+    kl = torch.zeros((), device=log_probs.device)
     for policy_block, prior_block in zip(policy.log_probs, prior.log_probs):
         own_policy = _sum_over_steps(policy_block) / num_steps
         own_prior = _sum_over_steps(prior_block) / num_steps
@@ -110,7 +110,7 @@ def with_temperature(
     "The same policy at another temperature."
     head = copy.deepcopy(head).requires_grad_(False)
     for p in head.outs.parameters():
-        p /= temperature
+        p.div_(temperature)
     return head
 
 # %% ../../nbs/policy/03_pmpo.ipynb #461525d9
@@ -175,9 +175,10 @@ class ImaginationTrainer:
         self._build_heads(policy or agent.policy, seed)
         self.generator = torch.Generator().manual_seed(process_seed(seed))
         self.iteration = 0
-        self.history = []  # metrics of each iteration
-        self.rollouts = []  # that are learned from, the newest first
-        self.last_round = {}  # rewards, returns and values of the newest rollout (N, H)
+        self.history: list[dict] = []  # metrics of each iteration
+        self.rollouts: list[Rollout] = []  # that are learned from, the newest first
+        # rewards, returns and values of the newest rollout (N, H)
+        self.last_round: dict[str, torch.Tensor] = {}
 
     def _build_heads(self, policy, seed):
         "Policy, prior, value, the averages of policy and value, and the optimisers."
@@ -211,8 +212,7 @@ class ImaginationTrainer:
         targets, _ = self.returns(rollout)
         errors = self.agent.two_hot.loss(self.value(rollout.features[:, :-1], 0), targets)
         num_steps = all_reduce_sum(torch.tensor(float(errors.numel()), device=errors.device))
-        loss = errors.sum() / num_steps
-        (loss,) = allreduce_step(loss, self.value, self.value_optimizer)
+        (loss,) = allreduce_step(errors.sum() / num_steps, self.value, self.value_optimizer)
         ema_update(self.target_value, self.value, self.config.value_ema)
         return loss
 
@@ -225,26 +225,27 @@ class ImaginationTrainer:
         features = rollout.features[:, :-1]
         policy = self.agent.action_distribution(features, policy=self.policy)
         prior = self.agent.action_distribution(features, policy=self.prior)
-        loss, metrics = self.objective(
+        own_loss, metrics = self.objective(
             policy.log_prob(rollout.actions),
             returns - values,
             policy.kl(prior),
             reduce_sum=all_reduce_sum,
         )
-        penalty = marginal_kl(policy, prior, all_reduce_sum)
-        entropy = policy.entropy()
+        own_penalty = marginal_kl(policy, prior, all_reduce_sum)
+        entropies = policy.entropy()
         loss, penalty, entropy, num_steps = allreduce_step(
-            loss + self.config.marginal_beta * penalty,
+            own_loss + self.config.marginal_beta * own_penalty,
             self.policy,
             self.policy_optimizer,
-            penalty,
-            entropy.sum(),
-            entropy.new_tensor(entropy.numel()),
+            own_penalty,
+            entropies.sum(),
+            entropies.new_tensor(entropies.numel()),
         )
         ema_update(self.ema_policy, self.policy, self.config.policy_ema)
         metrics = {k: v.item() for k, v in metrics.items()}
-        entropy = entropy / num_steps
-        return dict(policy_loss=loss, entropy=entropy, marginal_kl=penalty, **metrics)
+        return dict(
+            policy_loss=loss, entropy=entropy / num_steps, marginal_kl=penalty, **metrics
+        )
 
     def step(
         self,

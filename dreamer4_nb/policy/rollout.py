@@ -56,17 +56,17 @@ def imagine(
         task = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
     reward_fn = reward_fn or agent.predict_reward_and_continue
     dream = Dream(agent.dynamics, task, sample_steps, generator)
-    features = [dream.observe(latents, actions, action_mask)[:, -1]]
+    feature_list = [dream.observe(latents, actions, action_mask)[:, -1]]
     chosen_actions = []
     dreamed_latents = []
     for _ in range(horizon):
-        distribution = agent.action_distribution(features[-1], policy=policy)
+        distribution = agent.action_distribution(feature_list[-1], policy=policy)
         chosen_actions.append(distribution.sample(generator))
         z, h = dream.step(chosen_actions[-1])
-        features.append(h[:, 0])
+        feature_list.append(h[:, 0])
         if keep_latents:
             dreamed_latents.append(z)
-    features = torch.stack(features, 1)
+    features = torch.stack(feature_list, 1)
     rewards, cont = reward_fn(features[:, 1:])
     return Rollout(
         features,
@@ -100,6 +100,7 @@ class WorldModelRollouts:
     ) -> Rollout:
         "One rollout from each context of a batch of windows."
         context = batch.first(self.config.context_length)
+        assert context.latents is not None, "batch: has no latents"
         rollout = imagine(
             self.agent,
             context.latents,
@@ -113,6 +114,7 @@ class WorldModelRollouts:
             reward_fn=self.reward_fn,
         )
         if self.intrinsic is not None:
+            assert rollout.latents is not None
             latents = torch.cat([context.latents[:, -1:], rollout.latents], 1)
             bonus = self.intrinsic(latents, rollout.actions)
             rollout.intrinsic_rewards = self.config.intrinsic_weight * bonus
@@ -145,6 +147,7 @@ class RecordedRollouts:
         "The steps that follow each context of a batch of windows."
         start = self.config.context_length
         batch = batch.first(start + self.config.horizon)
+        assert batch.latents is not None, "batch: has no latents"
         features = self.agent.features(
             batch.latents, batch.actions, batch.action_mask, batch.task, generator
         )

@@ -116,7 +116,8 @@ class PaddedMap:
         margin: int,  # cells on every side
     ):
         self.margin = margin
-        self.cells = np.zeros(np.add(area, 2 * margin), np.uint8)  # (width, height)
+        shape = np.add(area, 2 * margin)
+        self.cells: np.ndarray = np.zeros(shape, np.uint8)  # (width, height)
         # a view: what is written to it is in `cells`
         self.inside = self.cells[margin:-margin, margin:-margin]
 
@@ -148,7 +149,7 @@ class CrafterState:
     ):
         self.map = PaddedMap(area, margin)
         self._world = engine.World(area, constants.materials, (12, 12))
-        self._player = None
+        self._player: Any = None  # Crafter's, after `place`
 
     def place(
         self,
@@ -255,10 +256,10 @@ class CrafterRenderer:
         state: CrafterState,
         grid: tuple[int, int],  # visible cells across and down
     ):
-        grid = np.array(grid)
-        self.unit = np.full(2, 64 // grid[0])  # pixels of a cell
-        self.local_view = engine.LocalView(state._world, textures(), grid)
-        self.item_view = engine.ItemView(textures(), [grid[0], 2])
+        columns, rows = grid
+        self.unit = np.full(2, 64 // columns)  # pixels of a cell
+        self.local_view = engine.LocalView(state._world, textures(), np.array(grid))
+        self.item_view = engine.ItemView(textures(), [columns, 2])
 
     def __call__(
         self,

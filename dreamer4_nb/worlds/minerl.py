@@ -78,8 +78,9 @@ def complete_action(
         raise ValueError(
             f"action: {unknown} unknown in {env_id}; it has {', '.join(space.names)}"
         )
-    complete = {name: _key(action, name) for name in space.keys}
-    complete[space.camera] = _camera(action, space.camera)
+    complete: dict[str, Any] = {name: _key(action, name) for name in space.keys}
+    if space.camera is not None:
+        complete[space.camera] = _camera(action, space.camera)
     for name, options in space.choices.items():
         complete[name] = _choice(action, name, options)
     return complete
@@ -99,11 +100,14 @@ def open_minerl(
 
 
 def gymnasium_space(
-    space: ActionSpace,  # with a camera
+    space: ActionSpace,
 ) -> gymnasium.spaces.Dict:
     "The same action space in Gymnasium's words."
-    spaces = {name: gymnasium.spaces.Discrete(2) for name in space.keys}
-    spaces[space.camera] = gymnasium.spaces.Box(-180, 180, (2,), np.float32)
+    spaces: dict[str, gymnasium.Space] = {}
+    for name in space.keys:
+        spaces[name] = gymnasium.spaces.Discrete(2)
+    if space.camera is not None:
+        spaces[space.camera] = gymnasium.spaces.Box(-180, 180, (2,), np.float32)
     for name, options in space.choices.items():
         spaces[name] = gymnasium.spaces.Discrete(len(options))
     return gymnasium.spaces.Dict(spaces)

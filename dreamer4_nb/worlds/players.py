@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['WALKABLE_COSTS', 'WALK', 'NO_COST', 'CHOP', 'DIG', 'SOURCE', 'LOW_LEVEL', 'HIGH_LEVEL', 'WOOD_NEEDED',
            'PLAYER_CLASSES', 'by_material', 'next_move', 'ScriptedPlayer', 'NearestTree', 'visible_cells', 'RandomTree',
-           'Wanderer', 'Bumper', 'WaterSeeker', 'BenchPlace', 'Survival', 'ToolMaker', 'draw_player', 'expert',
-           'PlayedEpisode', 'play_episode']
+           'is_blocked', 'Wanderer', 'Bumper', 'WaterSeeker', 'BenchPlace', 'Survival', 'ToolMaker', 'draw_player',
+           'expert', 'PlayedEpisode', 'play_episode']
 
 # %% ../../nbs/worlds/04_players.ipynb #4c50db11
 import heapq
@@ -49,7 +49,9 @@ def _dijkstra(goal, price, here, moves):
     """Dijkstra from a cell: name of the first move towards the nearest goal, and the cell that
     it leads to; (None, None) where no goal can be reached."""
     best = {here: 0}
-    queue = [(0, 0, here, None)]  # (cost, order, cell, first move and where it leads)
+    queue: list[tuple] = [
+        (0, 0, here, None)
+    ]  # (cost, order, cell, first move and where it leads)
     while queue:
         spent, _, cell, first = heapq.heappop(queue)
         if spent > best[cell]:
@@ -163,19 +165,24 @@ class RandomTree(ScriptedPlayer):
         return move or next_move(world, ["tree"])
 
 # %% ../../nbs/worlds/04_players.ipynb #d8360315
+def is_blocked(
+    world: CrafterState,
+    move: str,  # a key of `MOVES`
+) -> bool:
+    "Is there no walking in this direction?"
+    x, y = world.position
+    dx, dy = MOVES[move]
+    return not WALK[world.material_at((x + dx, y + dy))]
+
+
 class Wanderer(ScriptedPlayer):
     "Goes one way for a while, then another."
 
     heading: str | None = None  # name of a move
 
-    def is_blocked(self, world: CrafterWorld) -> bool:
-        "Is there no walking on in this direction?"
-        x, y = world.position
-        dx, dy = MOVES[self.heading]
-        return not WALK[world.material_at((x + dx, y + dy))]
-
     def intend(self, world: CrafterWorld) -> str | None:
-        if self.heading is None or self.is_blocked(world) or self.random.random() < 0.15:
+        heading = self.heading
+        if heading is None or is_blocked(world, heading) or self.random.random() < 0.15:
             self.heading = self.random_move()
         return self.heading
 
@@ -409,7 +416,7 @@ class ToolMaker(Wanderer):
 
 # %% ../../nbs/worlds/04_players.ipynb #557ac1ab
 # name in a task's record -> class
-PLAYER_CLASSES = {
+PLAYER_CLASSES: dict[str, type[ScriptedPlayer]] = {
     cls.__name__: cls
     for cls in (NearestTree, RandomTree, Wanderer, Bumper, WaterSeeker, ToolMaker)
 }
@@ -452,8 +459,8 @@ def expert(
     seed: int = 0,  # of its random numbers, used where it knows no way
 ) -> ScriptedPlayer:
     "The scripted player that does best, without noise."
-    task = _named_task(task, "expert")
-    return PLAYER_CLASSES[task.expert](seed=seed, name="expert")
+    name = str(_named_task(task, "expert").expert)
+    return PLAYER_CLASSES[name](seed=seed, name="expert")
 
 # %% ../../nbs/worlds/04_players.ipynb #116fabe4
 @dataclass

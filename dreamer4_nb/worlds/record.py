@@ -12,7 +12,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..data.recordings import write_episode
-from .crafter import CrafterWorld, make_world
+from .crafter import CrafterWorld
 from dreamer4_nb.worlds.players import (
     PlayedEpisode,
     ScriptedPlayer,
@@ -80,7 +80,7 @@ def record(
     part: tuple[int, int] = (0, 1),
 ) -> list[Path]:  # the episodes' folders
     "Write episodes of drawn players in MineRL's layout; finished ones are left as they are."
-    world = make_world(task, view)
+    world = CrafterWorld(task, view)
     first, step = part
     folders = []
     bar = tqdm(

@@ -126,10 +126,9 @@ class Task:
 TASKS: dict[str, Task] = {}
 
 
-def register_task(task: Task) -> Task:
+def register_task(task: Task) -> None:
     "Make a task known by its name; one of the same name is replaced."
     TASKS[task.name] = task
-    return task
 
 
 def find_task(

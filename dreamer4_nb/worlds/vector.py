@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from .crafter import make_world
+from .crafter import CrafterWorld
 from .tasks import Task
 
 # %% ../../nbs/worlds/05_vector.ipynb #33f44221
@@ -24,7 +24,7 @@ class VectorWorlds:
         view: str = "grid",  # 'grid' or 'stock'
     ):
         self.seeds = list(seeds)
-        self.worlds = [make_world(task, view) for _ in self.seeds]
+        self.worlds = [CrafterWorld(task, view) for _ in self.seeds]
         self.task = self.worlds[0].task
         self.action_space_spec = self.worlds[0].action_space_spec
 
