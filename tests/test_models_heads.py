@@ -116,8 +116,8 @@ def test_latents_are_read_alike_at_all_places():
     order = torch.randperm(6)
     latents = features[:, 16:].unflatten(-1, (6, 4))
     moved = torch.cat([features[:, :16], latents[:, order].flatten(1)], -1)
-    a = head.read_latents(features)
-    b = head.read_latents(moved)
+    a = head.read_latents(features, (6, 4))
+    b = head.read_latents(moved, (6, 4))
     assert torch.equal(a[:, :16], b[:, :16])
     read = a[:, 16:].unflatten(-1, (6, 8))[:, order]
     torch.testing.assert_close(b[:, 16:].unflatten(-1, (6, 8)), read)

@@ -47,11 +47,11 @@ class ActionDistribution:
         parts = []
         for block, chosen in zip(self.log_probs, actions.split(sizes, -1)):
             parts.append(block.gather(-1, chosen[..., None])[..., 0].sum(-1))
-        return sum(parts)
+        return _add_up(parts)
 
     def entropy(self) -> torch.Tensor:  # (...) nats
         "Entropy, summed over components."
-        return -sum((block.exp() * block).sum((-1, -2)) for block in self.log_probs)
+        return -_add_up([(block.exp() * block).sum((-1, -2)) for block in self.log_probs])
 
     def kl(
         self,
@@ -61,7 +61,14 @@ class ActionDistribution:
         parts = []
         for p, q in zip(self.log_probs, other.log_probs):
             parts.append((p.exp() * (p - q)).sum((-1, -2)))
-        return sum(parts)
+        return _add_up(parts)
+
+
+def _add_up(parts):
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
 
 # %% ../../nbs/models/04_actions.ipynb #452d7823
 def action_distribution(
@@ -96,6 +103,8 @@ class ActionEmbedding(nn.Module):
 
     Where an action is not known, the learned embedding stands alone.
     """
+
+    first_row: torch.Tensor  # (components,) where each component's rows begin in the table
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ from ..config import AgentConfig
 from ..data.actions import ActionCodec
 from ..data.windows import Batch
 from .actions import ActionDistribution, action_distribution
-from .dynamics import Dream, Dynamics
+from .dynamics import Dream, Dynamics, latents_of
 from dreamer4_nb.models.heads import (
     MLPHead,
     TwoHot,
@@ -152,7 +152,9 @@ class Agent(nn.Module):
         if task is None:
             task = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
         dream = Dream(self.dynamics, task, generator=generator)
-        return dream.observe(latents, actions, action_mask, use_cache=False)
+        features = dream.observe(latents, actions, action_mask, use_cache=False)
+        assert features is not None  # there is a task
+        return features
 
 # %% ../../nbs/models/08_agent.ipynb #40645cc0
 def agent_loss() -> Callable:  # loss(agent, batch, generator) -> terms
@@ -162,7 +164,7 @@ def agent_loss() -> Callable:  # loss(agent, batch, generator) -> terms
     """
 
     def loss(agent: Agent, batch: Batch, generator: torch.Generator | None) -> dict:
-        latents = batch.latents
+        latents = latents_of(batch)
         B, T = latents.shape[:2]
         task = batch.task
         if task is None:
@@ -177,6 +179,7 @@ def agent_loss() -> Callable:  # loss(agent, batch, generator) -> terms
             task,
             count=max(1, num_uniform),
         )
+        assert h is not None  # there is a task
         terms = agent.head_losses(h, batch, bc_mask=batch.relevant)
         terms["metrics"] |= metrics
         return dict(shortcut=video, **terms)

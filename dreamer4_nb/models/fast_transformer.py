@@ -101,8 +101,8 @@ class FastTimeAttention(TimeAttention):
         others = q.shape[1] - paired
         if not others:
             return noisy
-        own_past = (t[:, :others].flatten(0, 1) for t in (q, k, v))
-        clean = self.attend_to_past(*own_past, context)
+        q, k, v = (t[:, :others].flatten(0, 1) for t in (q, k, v))
+        clean = self.attend_to_past(q, k, v, context)
         both = (rearrange(o, "(s b) h t d -> s b h t d", s=S) for o in (clean, noisy))
         return torch.cat(list(both), 1).flatten(0, 1)
 
@@ -152,7 +152,8 @@ class FastTransformer(Transformer):
         layer_class: type[FastLayer] = FastLayer,  # what the layers are made of
         **kwargs: Any,  # what `Transformer` takes
     ):
-        super().__init__(*args, layer_class=layer_class, **kwargs)
+        kwargs["layer_class"] = layer_class
+        super().__init__(*args, **kwargs)
 
     def forward(
         self,

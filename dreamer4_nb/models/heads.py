@@ -31,6 +31,8 @@ def symexp(
 class TwoHot(nn.Module):
     "Numbers as distributions over symexp-spaced bins (paper 3.3)."
 
+    bins: torch.Tensor  # (num_bins,) numbers, in order
+
     def __init__(
         self,
         num_bins: int = 255,  # odd, so that zero is a bin
@@ -91,21 +93,22 @@ class MLPHead(nn.Module):
         super().__init__()
         self.latents = latents if reader else None
         inputs = width
-        if reader:
-            number, channels = latents
+        if self.latents is not None:
+            number, channels = self.latents
             self.read = nn.Sequential(
                 nn.Linear(channels, reader), nn.SiLU(), nn.Linear(reader, reader), nn.SiLU()
             )
             inputs = width + number * (reader - channels)
-        modules = [nn.RMSNorm(width, eps=1e-6)]
+        modules: list[nn.Module] = [nn.RMSNorm(width, eps=1e-6)]
         for _ in range(layers):
             modules += [nn.Linear(inputs, hidden), nn.RMSNorm(hidden, eps=1e-6), nn.SiLU()]
             inputs = hidden
         self.net = nn.Sequential(*modules)
-        self.outs = nn.ModuleList(nn.Linear(inputs, out) for _ in range(distances))
-        for layer in self.outs:
+        output_layers = [nn.Linear(inputs, out) for _ in range(distances)]
+        for layer in output_layers:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+        self.outs = nn.ModuleList(output_layers)
 
     def forward(
         self,
@@ -114,8 +117,8 @@ class MLPHead(nn.Module):
     ) -> torch.Tensor:  # (..., out), or for all (..., distances, out)
         "Outputs for one distance or for all."
         x = self.net[0](h)
-        if self.latents:
-            x = self.read_latents(x)
+        if self.latents is not None:
+            x = self.read_latents(x, self.latents)
         x = self.net[1:](x)
         if distance is not None:
             return self.outs[distance](x)
@@ -124,10 +127,11 @@ class MLPHead(nn.Module):
     def read_latents(
         self,
         x: torch.Tensor,  # features (..., width), normalised
+        shape: tuple[int, int],  # number and channels of the latents at their end
     ) -> torch.Tensor:  # (..., width + number * (reader - channels))
         "Send each of the latents at the end of the features through the layers they share."
-        first = x.shape[-1] - math.prod(self.latents)
-        read = self.read(x[..., first:].unflatten(-1, self.latents))
+        first = x.shape[-1] - math.prod(shape)
+        read = self.read(x[..., first:].unflatten(-1, shape))
         return torch.cat([x[..., :first], read.flatten(-2)], -1)
 
 # %% ../../nbs/models/06_heads.ipynb #857f5737

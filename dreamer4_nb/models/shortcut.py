@@ -169,7 +169,8 @@ def corrupt_latents(
 ) -> NoisyLatents:
     "Draw levels and noise, and mix the noise in."
     if levels is None:
-        levels = noise_schedule.sample(*z1.shape[:2], generator, z1.device)
+        B, T = z1.shape[:2]
+        levels = noise_schedule.sample(B, T, generator, z1.device)
     signal_level_index, step_index, bootstrap = levels
     noise = torch.randn(z1.shape, generator=generator).to(z1.device, z1.dtype)
     z = add_noise(z1, noise_schedule.signal_level(signal_level_index), noise)

@@ -185,8 +185,10 @@ class Tokenizer(nn.Module):
     ):
         """Begin `linear_path` as the principal components of patches.
 
-        Both transformers begin as adding nothing.
+        Both transformers begin as adding nothing. Raises ValueError without `linear_path`.
         """
+        if self.linear_in is None or self.linear_out is None:
+            raise ValueError("linear_path: this tokenizer has none. Hint: set linear_path")
         x = patchify(frames.float() / 127.5 - 1, self.config.patch_size).flatten(0, 1)
         variance, basis = torch.linalg.eigh(x.T.cov())
         variance = variance.flip(-1)[: self.config.latent_dim]
@@ -224,8 +226,8 @@ def gradient_distance(
     scales: int = 3,  # times the picture is halved, plus one
 ) -> torch.Tensor:  # scalar
     "Mean absolute difference of image gradients over a pyramid of scales."
-    total = 0.0
     difference = x - y
+    total = torch.zeros((), device=difference.device)
     for i in range(scales):
         along_rows = difference[..., 1:] - difference[..., :-1]
         along_columns = difference[..., 1:, :] - difference[..., :-1, :]
@@ -276,6 +278,8 @@ def tokenizer_loss(
     distance = perceptual_distance(config.perceptual) if has_distance else None
 
     def loss(model: Tokenizer, batch: Batch, generator: torch.Generator | None) -> dict:
+        if batch.frames is None:
+            raise ValueError("batch: it has no frames. Hint: read the field 'frames'")
         frames = batch.frames.float() / 255
         mask = sample_mask(
             frames.shape[:2],

@@ -11,6 +11,7 @@ __all__ = ['LOCAL_GAIN', 'SwiGLU', 'apply_rope', 'attend', 'Attention', 'group_i
 # %% ../../nbs/models/01_transformer.ipynb #8b0a672d
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -522,7 +523,7 @@ class Transformer(nn.Module):
     ) -> dict:  # by argument
         "What layer `i` needs beside the tokens: over space groups, over time the past."
         kind = self.layers[i].kind
-        inputs = {}
+        inputs: dict[str, Any] = {}
         if kind != "t":
             inputs["groups"] = groups
         if kind != "s":
