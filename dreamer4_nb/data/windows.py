@@ -45,8 +45,9 @@ class Batch:
     episode: torch.Tensor  # (B,) int64, number of the recording
     start: torch.Tensor  # (B,) int64, its step at which the window begins
     importance: torch.Tensor  # (B,) float32, uniform density over the density of the mixture
-    frames: torch.Tensor | None = None  # (B, T, C, H, W) uint8
-    latents: torch.Tensor | None = None  # (B, T, L, D) float32 in [-1, 1]
+    # frames: (B, T, C, H, W) uint8; latents: (B, T, L, D) float32 in [-1, 1]; None if not read
+    frames: torch.Tensor = None  # type: ignore[assignment]
+    latents: torch.Tensor = None  # type: ignore[assignment]
     task: torch.Tensor | None = None  # (B,) int64, number of the task; None: one task
     observations: dict[str, torch.Tensor] = field(default_factory=dict)  # (B, T, ...) float32
 

@@ -56,13 +56,16 @@ def imagine(
         task = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
     reward_fn = reward_fn or agent.predict_reward_and_continue
     dream = Dream(agent.dynamics, task, sample_steps, generator)
-    feature_list = [dream.observe(latents, actions, action_mask)[:, -1]]
+    observed = dream.observe(latents, actions, action_mask)
+    assert observed is not None  # a dream with a task has features
+    feature_list = [observed[:, -1]]
     chosen_actions = []
     dreamed_latents = []
     for _ in range(horizon):
         distribution = agent.action_distribution(feature_list[-1], policy=policy)
         chosen_actions.append(distribution.sample(generator))
         z, h = dream.step(chosen_actions[-1])
+        assert h is not None
         feature_list.append(h[:, 0])
         if keep_latents:
             dreamed_latents.append(z)
