@@ -725,7 +725,7 @@ def _compare_with_pretrained(results):
 
 # %% ../nbs/02_report.ipynb #088581cc
 def _pretrained_dream(page):
-    truth, dream = Player("pretrained").follow()
+    truth, dream = Player("pretrained").replay_recording()
     titles = ["given"] + [str(step) for step in range(1, len(truth))]
     rows = {"truth": truth, "imagined": dream}
     fig = plot_grid(rows, titles, context=1, wrap=len(truth))
