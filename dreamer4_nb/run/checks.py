@@ -126,11 +126,12 @@ def dream_beside(
     seed: int,  # of the noise
 ) -> tuple[torch.Tensor, torch.Tensor]:  # dreamed and real latents (B, T - context, L, D)
     "Continue recorded contexts under the recorded actions"
+    assert batch.latents is not None, "batch: has no latents"
     device = next(dynamics.parameters()).device
     known = batch.window().to(device)
     dreamed = continue_dream(
         dynamics,
-        known.latents,
+        batch.latents.to(device),
         known.actions,
         known.action_mask,
         context,
@@ -212,6 +213,7 @@ def dreamed_rewards(
     seed: int,  # of the noise
 ) -> torch.Tensor:  # (B,) the sum over the dreamed steps
     "What a dream under the recorded actions is paid"
+    assert batch.latents is not None, "batch: has no latents"
     task = torch.zeros(len(batch), dtype=torch.long, device=batch.latents.device)
     dream = Dream(agent.dynamics, task, generator=torch.Generator().manual_seed(seed))
     dream.observe(
@@ -220,6 +222,7 @@ def dreamed_rewards(
     rewards = []
     for t in range(context, batch.num_steps):
         _, features = dream.step(batch.actions[:, t])
+        assert features is not None  # a dream with a task has them
         reward, _ = agent.predict_reward_and_continue(features)
         rewards.append(reward[:, 0])
     return torch.stack(rewards).sum(0)

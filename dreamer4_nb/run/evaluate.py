@@ -7,6 +7,7 @@ __all__ = ['play_policies', 'reconstructed_frames', 'rollout_frames', 'episode_f
 
 # %% ../../nbs/run/05_evaluate.ipynb #2f05a002
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ def play_policies(
     folder: str,  # in the run, for the finished results
     validation_worlds: int,  # in which temperatures are chosen
     test_worlds: int,  # in which results are reported
-) -> dict[str, dict]:  # policy -> returns, temperature and more, see `evaluate_policies`
+) -> dict[str, Any]:  # policy -> returns, temperature and more: `evaluate_policies`
     "Play random, scripted and all learned policies in the true worlds"
     data = run.config.data
     agent = run.trained("agent")
@@ -45,7 +46,7 @@ def play_policies(
     if run.rank % 2 == 1:  # a helper meets the first process in the middle
         names.reverse()
         temperatures = temperatures[::-1]
-    heads = {name: run.policy(name, agent) for name in names}
+    heads: dict[str, Any] = {name: run.policy(name, agent) for name in names}
     config = EvaluationConfig(
         validation_worlds=validation_worlds,
         test_worlds=test_worlds,
@@ -92,6 +93,7 @@ def rollout_frames(
     seed: int,  # of the noise
 ) -> dict[str, np.ndarray]:  # (N, T, C, H, W) uint8
     "Rollouts under the recorded actions, and under those of the next recording"
+    assert batch.latents is not None, "batch: has no latents"
     recorded = batch.actions[:, : batch.num_steps]
     others = torch.cat([recorded[:, :context], recorded.roll(1, 0)[:, context:]], 1)
     films = {}
@@ -144,16 +146,20 @@ def save_pictures(
         fields=("frames",),
     )
     batch = windows.batch(0).to(run.device)
-    pictures = reconstructed_frames(tokenizer, batch.frames[:frames, :1], generator)
+    assert batch.frames is not None
+    pictures: dict[str, Any] = reconstructed_frames(
+        tokenizer, batch.frames[:frames, :1], generator
+    )
     films = episode_films(run, tokenizer, agent, generator)
     shown = batch.select(slice(rollouts))
-    pictures["rollout_truth"] = shown.frames.cpu().numpy()
+    pictures["rollout_truth"] = batch.frames[:rollouts].cpu().numpy()
+    pictures |= films
     pictures |= rollout_frames(tokenizer, agent, shown, context, run.seed)
     with atomic_file(run.out / "evaluation" / "pictures.npz") as path:
-        np.savez_compressed(path, context=context, **pictures, **films)
+        np.savez_compressed(path, context=context, **pictures)
 
 # %% ../../nbs/run/05_evaluate.ipynb #2f05a009
-def _measures(run: RunFolder, config: EvaluationConfig, policies: dict[str, dict]) -> dict:
+def _measures(run: RunFolder, config: EvaluationConfig, policies: dict[str, Any]) -> dict:
     "What results.json says of the models, beside the policies' returns"
     tokenizer = run.trained("tokenizer")
     agent = run.trained("agent")

@@ -12,10 +12,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 import dreamer4_nb
 from ..config import Config, config_from_dict
@@ -93,7 +93,7 @@ def _new_state(config: Config, device: str | torch.device, processes: int) -> di
     "The content of run.json before the first stage"
     machine = machine_info(device) | {"processes": processes}
     if processes > 1 and "WORLD_SIZE" not in os.environ:
-        machine["threads"] = max(1, os.cpu_count() // processes)  # of each process
+        machine["threads"] = max(1, (os.cpu_count() or 1) // processes)  # of each process
     return {
         "format": RUN_FORMAT,
         "version": RUN_VERSION,
@@ -204,7 +204,7 @@ class RunFolder:
         clock = self.out / f".{name}.seconds"
         seconds_before = _read_seconds(clock)
         start = time.time()
-        note = {}
+        note: dict[str, Any] = {}
         try:
             yield note
         except BaseException:
@@ -242,7 +242,7 @@ class RunFolder:
     def build(
         self,
         name: str,  # 'tokenizer', 'dynamics' or 'agent'
-    ) -> nn.Module:
+    ) -> Any:  # a `Tokenizer`, `Dynamics` or `Agent`
         "A fresh model of this run, the same for the same seed"
         config = self.config
         torch.manual_seed(self.seed)
@@ -258,12 +258,17 @@ class RunFolder:
         )
         if name == "dynamics":
             return dynamics
+        if codec is None:
+            raise RunError(
+                f"{self.out}/converted: no recording has actions for an agent to copy. "
+                "Hint: convert some that have"
+            )
         return Agent(dynamics, codec, config.agent)
 
     def trained(
         self,
         name: str,  # 'tokenizer', 'dynamics' or 'agent'
-    ) -> nn.Module:  # frozen, on the run's device
+    ) -> Any:  # a `Tokenizer`, `Dynamics` or `Agent`; frozen, on the run's device
         "A model of this run with its trained (averaged) parameters"
         model = self.build(name)
         load_model(self.out / name, model)

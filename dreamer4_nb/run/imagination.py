@@ -7,6 +7,7 @@ __all__ = ['contexts', 'intrinsic_reward', 'learn_in_imagination']
 
 # %% ../../nbs/run/04_imagination.ipynb #2f04a003
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -62,6 +63,7 @@ def intrinsic_reward(
     )
     tokenizer = run.config.tokenizer
     latent_size = tokenizer.num_latents * tokenizer.latent_dim
+    assert train.codec is not None, "recordings: without actions"
     reward = fit_intrinsic_reward(
         config.intrinsic, train.codec, latent_size, windows, seed=run.seed
     )
@@ -75,7 +77,7 @@ def _advantages(trainer: ImaginationTrainer) -> np.ndarray:
 
 def _train(
     run: RunFolder, trainer: ImaginationTrainer, windows: Iterator[Batch]
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:  # (N, H) each: 'first', 'last'
     "All iterations; the advantages of the first and the last one in which the policy learns"
     config = trainer.config
     first = None
@@ -98,7 +100,7 @@ def _save(
     run: RunFolder,
     trainer: ImaginationTrainer,
     monitor: Monitor,
-    advantages: dict[str, np.ndarray],
+    advantages: dict[str, Any],
 ) -> None:
     "Save the heads, the history and the advantages"
     folder = run.out / "imagination"

@@ -79,7 +79,7 @@ def _environment(processes: int, rank: int, store: Path) -> dict[str, str]:
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "DREAMER4_INIT_METHOD": f"file://{store}",
-        "OMP_NUM_THREADS": str(max(1, os.cpu_count() // processes)),
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)),
     }
     for _, name in socket.if_nameindex():
         if name in ("lo", "lo0"):  # else gloo takes the one that the host's name leads to
@@ -121,7 +121,8 @@ def _end(helpers: list[subprocess.Popen]) -> None:
     for helper in helpers:
         helper.kill()
         helper.wait()
-        helper.stdin.close()
+        if helper.stdin is not None:
+            helper.stdin.close()
 
 
 @contextmanager

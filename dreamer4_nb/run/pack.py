@@ -57,10 +57,11 @@ def _pack_weights(run: RunFolder, target: Path) -> None:
 # %% ../../nbs/run/10_pack.ipynb #eddb84fa
 def _choose_episodes(recordings: Recordings, count: int, steps: int) -> list[int]:
     "The first episodes, those that are rewarded within so many steps before the others"
-    rewarded = []
-    others = []
+    rewarded: list[int] = []
+    others: list[int] = []
     for i in range(len(recordings)):
-        soon = recordings.rewards(i)[:steps].sum() != 0
+        rewards = recordings.rewards(i)
+        soon = rewards is not None and rewards[:steps].sum() != 0
         (rewarded if soon else others).append(i)
     return (rewarded + others)[:count]
 
@@ -70,10 +71,13 @@ def _pack_episode(recordings: Recordings, i: int, target: Path, steps: int) -> d
     name = recordings.names[i]
     folder = target / "converted" / "episodes" / name
     folder.mkdir(parents=True)
-    rewards = recordings.rewards(i)[:steps]
+    actions = recordings.actions(i)
+    rewards = recordings.rewards(i)
+    assert actions is not None and rewards is not None, f"{name}: no actions or rewards"
+    rewards = rewards[:steps]
     arrays = {
         "frames": recordings.frames(i)[: steps + 1],
-        "actions": recordings.actions(i)[:steps],
+        "actions": actions[:steps],
         "rewards": rewards,
     }
     for array_name, array in arrays.items():
@@ -99,14 +103,14 @@ def _pack_windows(run: RunFolder, target: Path, count: int, steps: int) -> None:
 
 # %% ../../nbs/run/10_pack.ipynb #4dfc34d3
 def pack_run(
-    run: Path | str,  # folder of a finished run
+    folder: Path | str,  # of a finished run
     target: Path | str = PRETRAINED,  # folder to be written; it must not exist
     commit: str = "",  # of the code that trained it
     windows: int = 4,  # recordings to start from
     steps: int = 24,  # of each
 ) -> dict:  # what run.json says of the packed run: commit, weights, measured, rounded
     "Pack a finished run into a small folder, to play, act and measure, not to train further"
-    run = RunFolder(run, progress=False)
+    run = RunFolder(folder, progress=False)
     target = Path(target)
     if not run.done("evaluate"):
         raise RunError(

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..data.dataset import MemoryRecordings, Recordings
+from ..data.dataset import EpisodeSource
 from ..evaluation.reward_head import average_precision
 from ..models.actions import action_distribution
 from ..models.heads import MLPHead
@@ -78,7 +78,7 @@ def threshold_check(
 
 # %% ../../nbs/run/08_recording_checks.ipynb #2d1651ca
 def check_labels_and_rewards(
-    recordings: Recordings | MemoryRecordings,
+    recordings: EpisodeSource,
     has_task: bool = True,  # without a task, missing rewards are no fault
 ) -> Iterator[Check]:
     "How many episodes have actions and rewards, and how many steps are rewarded"
@@ -140,17 +140,17 @@ def motion_features(
     reach: Sequence[int] = (2, 4, 8),  # pixels that frames are moved
 ) -> torch.Tensor:  # (N, 1 + 4 * len(reach) + 64)
     "Errors of explaining frames by moved earlier frames, and the change of 8x8 parts"
-    before = _grey(before)
-    after = _grey(after)
-    errors = [_shift_error(before, after, 0, 0)]
+    earlier = _grey(before)
+    later = _grey(after)
+    errors = [_shift_error(earlier, later, 0, 0)]
     for pixels in reach:
-        errors.append(_shift_error(before, after, pixels, 0))
-        errors.append(_shift_error(before, after, -pixels, 0))
+        errors.append(_shift_error(earlier, later, pixels, 0))
+        errors.append(_shift_error(earlier, later, -pixels, 0))
     for pixels in reach:
-        errors.append(_shift_error(before, after, 0, pixels))
-        errors.append(_shift_error(before, after, 0, -pixels))
+        errors.append(_shift_error(earlier, later, 0, pixels))
+        errors.append(_shift_error(earlier, later, 0, -pixels))
     motion = torch.stack(errors, 1)
-    change = F.adaptive_avg_pool2d((after - before).abs()[:, None], 8).flatten(1)
+    change = F.adaptive_avg_pool2d((later - earlier).abs()[:, None], 8).flatten(1)
     return torch.cat([motion - motion.mean(1, keepdim=True), change], 1) * 10
 
 # %% ../../nbs/run/08_recording_checks.ipynb #2f08a008
@@ -184,16 +184,17 @@ def fit_and_predict(
 
 # %% ../../nbs/run/08_recording_checks.ipynb #a8022edb
 def shifted(
-    sequence: np.ndarray,  # (T, ...)
+    sequence: np.ndarray | None,  # (T, ...)
     shift: int,  # steps later
     margin: int,  # steps left out at both ends, the largest shift or more
 ) -> np.ndarray:  # (T - 2 * margin, ...)
     "What is stored `shift` steps later, for all steps but those at the ends"
+    assert sequence is not None, "an episode without labels"
     return np.asarray(sequence)[margin + shift : len(sequence) - margin + shift]
 
 
 def episode_motion(
-    recordings: Recordings | MemoryRecordings,
+    recordings: EpisodeSource,
     episodes: Sequence[int],
     margin: int,  # steps left out at both ends of each episode
 ) -> torch.Tensor:  # (N, features), the steps of all episodes in a row
@@ -208,13 +209,14 @@ def episode_motion(
 
 
 def action_fit(
-    recordings: Recordings | MemoryRecordings,  # with actions
+    recordings: EpisodeSource,  # with actions
     episodes: Sequence[int],  # which to use
     shifts: Sequence[int] = (-1, 0, 1),  # steps
     seed: int = 0,
 ) -> dict[int, float]:  # shift -> nats of the held-out steps
     "How badly two frames predict the action that is stored so many steps after them"
     codec = recordings.codec
+    assert codec is not None, "recordings: without actions"
     margin = max(abs(shift) for shift in shifts)
     features = episode_motion(recordings, episodes, margin)
     nats = {}
@@ -237,7 +239,7 @@ def _action_loss(codec, actions: torch.Tensor) -> Callable:
 
 # %% ../../nbs/run/08_recording_checks.ipynb #2f08a009
 def reward_fit(
-    recordings: Recordings | MemoryRecordings,  # with actions and rewards
+    recordings: EpisodeSource,  # with actions and rewards
     episodes: Sequence[int],  # which to use
     shifts: Sequence[int] = (-1, 0, 1),  # steps
 ) -> dict[int, float]:  # shift -> average precision on the held-out steps
@@ -272,7 +274,7 @@ def _one_hot(actions: np.ndarray) -> torch.Tensor:
     return torch.cat([F.one_hot(c, int(c.max()) + 1).float() for c in components], 1)
 
 # %% ../../nbs/run/08_recording_checks.ipynb #00eb562d
-def _episodes_to_test(recordings: Recordings | MemoryRecordings, count: int) -> list[int]:
+def _episodes_to_test(recordings: EpisodeSource, count: int) -> list[int]:
     "The first episodes with actions that are long enough"
     usable = []
     for i in range(len(recordings)):
@@ -281,9 +283,7 @@ def _episodes_to_test(recordings: Recordings | MemoryRecordings, count: int) -> 
     return usable[:count]
 
 
-def _count_rewarded(
-    recordings: Recordings | MemoryRecordings, episodes: Sequence[int]
-) -> int | None:
+def _count_rewarded(recordings: EpisodeSource, episodes: Sequence[int]) -> int | None:
     "How many steps of these episodes are rewarded; None where an episode has no rewards"
     rewarded = 0
     for i in episodes:
@@ -295,7 +295,7 @@ def _count_rewarded(
 
 
 def check_alignment(
-    recordings: Recordings | MemoryRecordings,
+    recordings: EpisodeSource,
     episodes: int = 60,  # how many to use
     shifts: Sequence[int] = (-1, 0, 1),  # steps
 ) -> Iterator[Check]:

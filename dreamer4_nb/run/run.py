@@ -8,6 +8,7 @@ __all__ = ['Run']
 # %% ../../nbs/run/06_run.ipynb #ec9e81d3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ..config import ImaginationConfig
 from ..data.windows import Batch
@@ -79,7 +80,7 @@ class Run(RunFolder):
         folder: str,  # in the run, for the finished results
         validation_worlds: int,  # in which temperatures are chosen
         test_worlds: int,  # in which results are reported
-    ) -> dict[str, dict]:  # policy -> returns, temperature and more
+    ) -> dict[str, Any]:  # policy -> returns, temperature and more
         "Play all policies in the true worlds"
         return play_policies(self, folder, validation_worlds, test_worlds)
 

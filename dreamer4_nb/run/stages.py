@@ -9,7 +9,7 @@ __all__ = ['MEASURED_BATCHES', 'MEASUREMENTS', 'record_world', 'use_recordings',
            'train_agent']
 
 # %% ../../nbs/run/03_stages.ipynb #2f03a003
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -171,17 +171,17 @@ def early_stopping(
 
 def stage_callbacks(
     stage: StageConfig,
-    measure: Callable[[Learner], float] | None = None,  # with patience: what must improve
+    measure: Callable[[Learner], float] | None = None,  # what must improve, for early stopping
 ) -> list[Callback]:
     "The callbacks that a stage's configuration asks for"
-    callbacks = []
+    callbacks: list[Callback] = []
     if stage.ema > 0:
         callbacks.append(EMA(stage.ema))
     if stage.compile:
         callbacks.append(Compile())
     if stage.tensorboard:
         callbacks.append(TensorBoard())
-    if stage.patience > 0:
+    if measure is not None:
         callbacks.append(early_stopping(stage.patience, measure))
     return callbacks
 
@@ -259,6 +259,7 @@ def train_tokenizer(run: RunFolder) -> None:
         images = SequenceSampler(
             train, 4000, 1, horizon=0, relevant_fraction=0, seed=run.seed
         ).batch(0)
+        assert images.frames is not None
         model.start_linear(images.frames.flatten(0, 1))
     train_stage(
         run,
@@ -317,7 +318,7 @@ def train_dynamics(run: RunFolder) -> None:
 def bc_windows(
     run: RunFolder,
     name: str,  # 'bc': relevant windows; 'bc_all': all
-) -> Iterable[Batch]:  # endless, on the run's device
+) -> Iterator[Batch]:  # endless, on the run's device
     "The windows that a behaviour-cloning policy copies"
     windows = SequenceSampler(
         run.data()[0],
