@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['Count', 'Positive', 'TwoOrMore', 'Flag', 'Name', 'AboveZero', 'ZeroOrMore', 'Fraction', 'PositiveFraction',
-           'AverageDecay', 'STRICT', 'Section', 'Task', 'View', 'Shaping', 'TASKS', 'VIEWS', 'SHAPING', 'HeldOut',
-           'Perceptual', 'Attention', 'ImageSize', 'PERCEPTUAL', 'ATTENTION', 'RewardLoss', 'BinRange', 'REWARD_LOSSES',
-           'Advantages', 'Intrinsic', 'AdvantageFraction', 'ADVANTAGES', 'INTRINSIC', 'Optimizer', 'Precision',
-           'Lengths', 'Length', 'OPTIMIZERS', 'PRECISIONS', 'Temperatures', 'CONFIG_VERSION', 'TRIAL_STEPS', 'SIZES',
-           'RENAMED_FIELDS', 'did_you_mean', 'unknown_name', 'validation_error', 'check_multiple', 'explain',
-           'one_line_errors', 'DataConfig', 'check_heads', 'TokenizerConfig', 'DynamicsConfig', 'AgentConfig',
-           'ImaginationConfig', 'StageConfig', 'EvaluationConfig', 'Config', 'nest', 'merge', 'smoke', 'laptop',
-           'demo_smoke', 'gpu', 'paper', 'named', 'config_from_dict', 'load_config']
+           'AverageDecay', 'STRICT', 'Section', 'World', 'Task', 'View', 'Shaping', 'TASKS', 'VIEWS', 'SHAPING',
+           'HeldOut', 'Perceptual', 'Attention', 'ImageSize', 'PERCEPTUAL', 'ATTENTION', 'RewardLoss', 'BinRange',
+           'REWARD_LOSSES', 'Advantages', 'Intrinsic', 'AdvantageFraction', 'ADVANTAGES', 'INTRINSIC', 'Optimizer',
+           'Precision', 'Lengths', 'Length', 'OPTIMIZERS', 'PRECISIONS', 'Temperatures', 'CONFIG_VERSION',
+           'TRIAL_STEPS', 'SIZES', 'RENAMED_FIELDS', 'did_you_mean', 'unknown_name', 'validation_error',
+           'check_multiple', 'explain', 'one_line_errors', 'DataConfig', 'check_heads', 'TokenizerConfig',
+           'DynamicsConfig', 'AgentConfig', 'ImaginationConfig', 'StageConfig', 'EvaluationConfig', 'Config', 'nest',
+           'merge', 'smoke', 'laptop', 'demo_smoke', 'gpu', 'paper', 'named', 'config_from_dict', 'load_config']
 
 # %% ../nbs/00_config.ipynb #70c02261
 import difflib
@@ -157,7 +157,8 @@ def one_line_errors(
     return cls
 
 # %% ../nbs/00_config.ipynb #8a87ced0
-Task = Literal["collect_wood", "tools", "recordings"]
+World = Literal["collect_wood", "tools"]
+Task = Literal[World, "recordings"]
 View = Literal["grid", "stock"]
 Shaping = Literal["none", "raw", "potential"]
 
