@@ -1,4 +1,7 @@
-"A real browser in front of the panel: servers, keys, and how fast it goes: python tests/page.py RUN JSON PNG"
+"""A real browser in front of the panel: servers, keys, and how fast it is.
+
+python tests/page.py RUN JSON PNG
+"""
 
 import contextlib
 import os
@@ -15,9 +18,11 @@ from pathlib import Path
 
 import psutil
 
-bin = Path(sysconfig.get_path("scripts"))
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+SCRIPTS = Path(sysconfig.get_path("scripts"))
+CHROMIUM = (
+    shutil.which("chromium")
+    or shutil.which("chromium-browser")
+    or shutil.which("google-chrome")
 )
 
 
@@ -27,11 +32,10 @@ def browser(width=1100, height=900):
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as p:
-        chromium = p.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox"]
-        )  # the sandbox refuses to start as root
+        # the sandbox does not start as root
+        chromium = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = chromium.new_page(viewport=dict(width=width, height=height))
-        page.set_default_timeout(300_000)  # of a busy machine
+        page.set_default_timeout(300_000)  # milliseconds; a busy machine is slow
         try:
             yield page
         finally:
@@ -39,9 +43,9 @@ def browser(width=1100, height=900):
 
 
 @contextlib.contextmanager
-def server(*command, **kw):  # kw: of the environment
+def server(*command, **variables):  # of the environment
     "A process that is gone afterwards, with all its children"
-    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"} | kw
+    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"} | variables
     p = subprocess.Popen(
         [*map(str, command)],
         stdout=subprocess.PIPE,
@@ -61,7 +65,8 @@ def server(*command, **kw):  # kw: of the environment
             p.wait()
 
 
-def answers(url, seconds=300):
+def wait_for_answer(url, seconds=300):
+    "Wait until a server answers; the address is returned"
     for _ in range(10 * seconds):
         with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=30):
             return url
@@ -71,10 +76,11 @@ def answers(url, seconds=300):
 
 @contextlib.contextmanager
 def voila(run, out):
-    "The address of `dreamer4_play`"
-    with server(bin / "dreamer4_play", run, "--port", 0, "--out", out) as p:
+    "The address of `dreamer4 play`"
+    with server(SCRIPTS / "dreamer4", "play", run, "--port", 0, "--out", out) as p:
         line = p.stdout.readline()
-        yield answers(next(w for w in line.split() if w.startswith("http")))
+        addresses = [word for word in line.split() if word.startswith("http")]
+        yield wait_for_answer(addresses[0])
 
 
 @contextlib.contextmanager
@@ -84,7 +90,7 @@ def lab(folder):
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     with server(
-        bin / "jupyter",
+        SCRIPTS / "jupyter",
         "lab",
         "--no-browser",
         "--allow-root",
@@ -95,58 +101,75 @@ def lab(folder):
         "--log-level=ERROR",
         JUPYTER_CONFIG_DIR=f"{folder}/config",
     ):
-        yield answers(f"http://localhost:{port}/lab") + "/tree/play.ipynb"
+        yield wait_for_answer(f"http://localhost:{port}/lab") + "/tree/play.ipynb"
 
 
 # notes in the page when a key went down and when the picture after it was there
-_WATCH = """() => {
-  const el = document.querySelector('.dreamer4-screen'), img = el.querySelector('img')
-  window.seen = { keys: [], pictures: [] }
-  el.addEventListener('keydown', e => window.seen.keys.push(performance.now()), true)
-  img.addEventListener('load', () => window.seen.pictures.push(performance.now()))
+_NOTE_TIMES = """() => {
+  const el = document.querySelector('.dreamer4-screen')
+  const img = el.querySelector('img')
+  window.times = { keys: [], pictures: [] }
+  el.addEventListener('keydown', () => window.times.keys.push(performance.now()), true)
+  img.addEventListener('load', () => window.times.pictures.push(performance.now()))
 }"""
+ARROWS = ("ArrowLeft", "ArrowUp", "ArrowRight", "ArrowDown")
 
 
 def processor_seconds():
     "Of this process and all below it: test, browser, server, kernel"
-    me = psutil.Process()
-    return sum(sum(p.cpu_times()[:2]) for p in (me, *me.children(recursive=True)))
+    this = psutil.Process()
+    total = 0.0
+    for process in (this, *this.children(recursive=True)):
+        times = process.cpu_times()
+        total += times.user + times.system
+    return total
 
 
-def measure(
-    page, presses=60, seconds=10, keys=("ArrowLeft", "ArrowUp", "ArrowRight", "ArrowDown")
-):
-    "Milliseconds from a key to its picture, one press at a time; pictures per second while keys come faster than they can be served"
-    page.locator(".dreamer4-screen").click()
-    page.evaluate(_WATCH)
-    before = processor_seconds()
+def press_one_by_one(page, presses, keys):
+    "Press a key, wait for its picture, and so on"
     for i in range(presses):
         page.keyboard.press(keys[i % len(keys)])
-        page.wait_for_function(f"window.seen.pictures.length > {i}", polling=5)
-    spent, seen = processor_seconds() - before, page.evaluate("window.seen")
-    waits = sorted(b - a for a, b in zip(seen["keys"], seen["pictures"]))
-    start, i = time.monotonic(), 0
-    while time.monotonic() < start + seconds:
+        page.wait_for_function(f"window.times.pictures.length > {i}", polling=5)
+
+
+def press_without_waiting(page, seconds, keys):
+    "Press keys faster than they can be served, each of them twenty times"
+    end = time.monotonic() + seconds
+    i = 0
+    while time.monotonic() < end:
         page.keyboard.press(keys[i // 20 % len(keys)])
         i += 1
     time.sleep(0.5)
-    held = page.evaluate("window.seen.pictures")[presses:]
+
+
+def measure(page, presses=60, seconds=10, keys=ARROWS):
+    """Milliseconds from a key to its picture; pictures per second.
+
+    For the first, one key is pressed at a time; for the second, keys come faster than they
+    can be served.
+    """
+    page.locator(".dreamer4-screen").click()
+    page.evaluate(_NOTE_TIMES)
+    before = processor_seconds()
+    press_one_by_one(page, presses, keys)
+    spent = processor_seconds() - before
+    times = page.evaluate("window.times")
+    pairs = zip(times["keys"], times["pictures"])
+    waits = sorted(picture - key for key, picture in pairs)
+    press_without_waiting(page, seconds, keys)
+    fast = page.evaluate("window.times.pictures")[presses:]
+    duration = max(1e-3, fast[-1] - fast[0]) / 1000
     return dict(
         presses=presses,
         key_to_picture_ms=dict(median=waits[presses // 2], p90=waits[presses * 9 // 10]),
         processor_ms_per_step=1000 * spent / presses,
-        steps=len(held),
-        steps_per_second=(len(held) - 1) / max(1e-3, held[-1] - held[0]) * 1000,
+        steps=len(fast),
+        steps_per_second=(len(fast) - 1) / duration,
     )
 
 
-if __name__ == "__main__":
-    from dreamer4_nb.files import write_json
-    from dreamer4_nb.play.panel import side_by_side
-    from dreamer4_nb.play.player import Player
-    from dreamer4_nb.run.run import machine_info
-
-    run, to, picture = sys.argv[1:]
+def measure_page(run, picture):
+    "Load of the machine before, and what `measure` finds; a screenshot is saved"
     with (
         tempfile.TemporaryDirectory() as out,
         voila(run, out) as url,
@@ -155,19 +178,28 @@ if __name__ == "__main__":
         page.goto(url)
         page.locator(".dreamer4-screen img").wait_for()
         time.sleep(2)
-        load, found = os.getloadavg()[0], measure(page)
+        load = os.getloadavg()[0]
+        speed = measure(page)
         page.screenshot(path=picture)
+    return load, speed
+
+
+if __name__ == "__main__":
+    from dreamer4_nb.files import write_json
+    from dreamer4_nb.play.panel import side_by_side
+    from dreamer4_nb.play.player import Player
+    from dreamer4_nb.run.folder import machine_info
+
+    run, target, picture = sys.argv[1:]
+    load, speed = measure_page(run, picture)
     player = Player(run)
-    write_json(
-        to,
-        dict(
-            size=player.run.config.name,
-            machine=machine_info(),
-            load_before=load,
-            speed=found,
-            side_by_side=side_by_side(
-                player, "imagination" if "imagination" in player.policies else "bc"
-            ),
-        ),
+    policy = "imagination" if "imagination" in player.policies else "bc"
+    results = dict(
+        size=player.run.config.name,
+        machine=machine_info(),
+        load_before=load,
+        speed=speed,
+        side_by_side=side_by_side(player, policy),
     )
-    print(Path(to).read_text())
+    write_json(target, results)
+    print(Path(target).read_text())

@@ -274,7 +274,7 @@ class ExplorerPanel:
         self.episode.observe(lambda change: self.go(change["new"], 0), "value")
         self.frame.observe(lambda change: self.show(), "value")
         self.jump.on_click(lambda _: self.go_to_next_reward())
-        self.box = w.VBox(
+        self.view = w.VBox(
             [
                 w.HBox([self.episode, self.jump]),
                 self.frame,
@@ -308,7 +308,7 @@ class ExplorerPanel:
     def _ipython_display_(self):
         from IPython.display import display
 
-        display(self.box)
+        display(self.view)
 
     def go_to_next_reward(self) -> None:
         "To the next frame at which a reward arrives"

@@ -185,13 +185,13 @@ class Panel:
         self.buttons = _make_buttons(names, self.bindings)
         self.settings = PanelSettings(player)
         self._connect()
-        self.box = w.VBox(self._rows())
+        self.view = w.VBox(self._rows())
         self.show()
 
     def _ipython_display_(self):
         from IPython.display import display
 
-        display(self.box)
+        display(self.view)
 
     def _connect(self):
         "Let widgets call the panel"
