@@ -4,11 +4,12 @@ import json
 
 import pytest
 
-from dreamer4_nb.config import named
+from dreamer4_nb.config import StageConfig, named
 from dreamer4_nb.files import with_checksum
 from dreamer4_nb.run.folder import STAGES, RunError, RunFolder
 from dreamer4_nb.run.run import Run
-from dreamer4_nb.run.stages import use_recordings
+from dreamer4_nb.run.stages import stage_callbacks, use_recordings
+from dreamer4_nb.training.callbacks import EMA, Compile, EarlyStopping, TensorBoard
 
 
 @pytest.fixture
@@ -113,3 +114,21 @@ def test_every_stage_is_a_method():
     "Other processes call a stage by its name; the report needs none"
     for stage in STAGES[:-1]:
         assert callable(getattr(Run, stage)), stage
+
+
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        ({}, [EMA]),
+        ({"ema": 0.0}, []),
+        ({"ema": 0.0, "compile": True}, [Compile]),
+        ({"ema": 0.0, "tensorboard": True}, [TensorBoard]),
+        ({"ema": 0.0, "patience": 100}, [EarlyStopping]),
+    ],
+    ids=str,
+)
+def test_settings_of_a_stage_become_callbacks(settings, expected):
+    stage = StageConfig(**settings)
+    measure = float if stage.patience else None
+    callbacks = stage_callbacks(stage, measure)
+    assert [type(callback) for callback in callbacks] == expected
