@@ -408,8 +408,8 @@ class AgentConfig:
     # features; 0: none; ours
     latent_reader: Count = 0
     # windows whose frozen features the behaviour-cloned policy learns from; ours
-    clone_windows: Positive = 3000
-    clone_epochs: AboveZero = 4.0  # passes over those windows; ours
+    bc_windows: Positive = 3000
+    bc_epochs: AboveZero = 4.0  # passes over those windows; ours
 
     @model_validator(mode="after")
     def check(self) -> "AgentConfig":
@@ -718,7 +718,7 @@ def smoke() -> Config:  # seconds on one core
         dynamics=DynamicsConfig(width=32, depth=2, num_heads=2, num_kv_heads=1, context=8),
         dynamics_training=StageConfig(**stage, single_image_fraction=0.3),
         agent=AgentConfig(
-            mtp=2, hidden=32, layers=1, num_bins=41, clone_windows=16, clone_epochs=1.0
+            mtp=2, hidden=32, layers=1, num_bins=41, bc_windows=16, bc_epochs=1.0
         ),
         agent_training=StageConfig(**stage, relevant_fraction=0.5),
         imagination=ImaginationConfig(
@@ -827,8 +827,8 @@ def demo_smoke() -> Config:  # a minute or two on two cores
             "agent_training.batch_size": 4,
             "agent_training.warmup": 5,
             "agent_training.ema": 0.9,
-            "agent.clone_windows": 200,
-            "agent.clone_epochs": 2.0,
+            "agent.bc_windows": 200,
+            "agent.bc_epochs": 2.0,
             "imagination.contexts": 32,
             "imagination.iterations": 4,
             "imagination.value_warmup": 1,
@@ -963,6 +963,8 @@ def _json(value: Any, indent: int = 0) -> str:
 RENAMED_FIELDS = {
     "advantage_share": "advantage_fraction",
     "clip": "max_grad_norm",
+    "clone_epochs": "bc_epochs",
+    "clone_windows": "bc_windows",
     "decay": "decay_fraction",
 }
 

@@ -295,7 +295,7 @@ def measure_stages(run, steps, monkeypatch):
 def test_memory_stays_flat_in_every_stage(tmp_path, full, capsys, monkeypatch):
     steps = 1000 if full else 60
     changes = {f"{s}_training.steps": steps for s in ("tokenizer", "dynamics", "agent")}
-    changes |= {"name": "long", "imagination.iterations": steps, "agent.clone_windows": 8}
+    changes |= {"name": "long", "imagination.iterations": steps, "agent.bc_windows": 8}
     config = named("smoke").change(changes)
     measured = (steps // 2, steps)
     run = Run(tmp_path / "run", config, progress=False, processes=1)

@@ -340,14 +340,14 @@ def bc_features_of(
     name: str,  # 'bc': relevant windows; 'bc_all': all
 ) -> tuple[torch.Tensor, torch.Tensor]:  # features (N, width), actions (N, components)
     "What a behaviour-cloning policy learns from"
-    count = run.config.agent.clone_windows
+    count = run.config.agent.bc_windows
     return bc_features(agent, bc_windows(run, name), count, name == "bc")
 
 
 def fit_bc_policies(run: RunFolder) -> None:
     "Fit the two behaviour-cloning policies; each process takes its part"
     agent = run.trained("agent")
-    epochs = run.config.agent.clone_epochs
+    epochs = run.config.agent.bc_epochs
     for name in ("bc", "bc_all")[run.rank :: run.processes]:
         if not run.has_policy(name):
             features, actions = bc_features_of(run, agent, name)
