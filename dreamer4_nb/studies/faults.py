@@ -266,12 +266,9 @@ def reward_diagnosis_by_task(
     "The reward head on windows of both tasks, also when it is asked for the other task."
     task = batch.task
     assert task is not None, "batch: has no task"
-    if token:
-        asked = expected_rewards(agent, reward_head, batch, task)
-        other = expected_rewards(agent, reward_head, batch, 1 - task)
-    else:
-        asked = expected_rewards(agent, reward_head, batch, torch.zeros_like(task))
-        other = asked
+    none = torch.zeros_like(task)  # what an agent without a token always reads
+    asked = expected_rewards(agent, reward_head, batch, task if token else none)
+    other = expected_rewards(agent, reward_head, batch, 1 - task if token else none)
     true = batch.window().rewards
     diagnosis = {}
     for number, name in enumerate(ASKED):
@@ -352,6 +349,7 @@ def measure_two_tasks(
         seconds = 2
     token = overrides["token"]
     latents = run.latents()
+    tokenizer = run.trained("tokenizer")
     train, held_out = (relabel_by_material(recordings) for recordings in run.data())
     agent = two_task_agent(run, seed)
 
@@ -372,17 +370,13 @@ def measure_two_tasks(
     windows = c.agent.bc_windows * 2 // 3
     reward_head, policy = fit_heads_anew(agent, batches(32, seed + 1), windows, seed)
     batch = next(both_tasks(held_out, latents, c, 256, seed))
-    tokenizer = run.trained("tokenizer")
+    expects = reward_diagnosis_by_task(agent, reward_head, batch, token)
     test_seeds = world_seeds("test", worlds)
     presses = {}
     for number, name in enumerate(ASKED):
         task = number if token else 0
         presses[name] = presses_by_material(tokenizer, agent, policy, task, test_seeds)
-    return dict(
-        steps=steps,
-        expects=reward_diagnosis_by_task(agent, reward_head, batch, token),
-        does=presses,
-    )
+    return dict(steps=steps, expects=expects, does=presses)
 
 # %% ../../nbs/studies/03_faults.ipynb #3b886f5e
 def gradient_factor(
