@@ -20,6 +20,7 @@ from ..data.dataset import Recordings
 from ..evaluation.plots import BLUE, ORANGE, plot_advantage_rounds
 from ..files import load_npz
 from ..models.agent import Agent
+from ..models.dynamics import Dream
 from ..models.tokenizer import Tokenizer, token_grid
 from ..models.transformer import TimeAttention, apply_rope
 from .panel import import_widgets, png_bytes
@@ -125,8 +126,12 @@ class Explorer:
             if layer.kind == "t":
                 time_layers.append(cast(TimeAttention, layer.attention))
         generator = torch.Generator().manual_seed(0)  # the same noise at every call
+        task = torch.zeros(1, dtype=torch.long, device=self.device)
+        dream = Dream(self.agent.dynamics, task, generator=generator)
         with InputRecorder(time_layers) as recorder:
-            self.agent.features(*self._window(i, t, self.context), generator=generator)
+            # with its cache, as if steps followed: else only the agent token is computed to
+            # the end, see chapter "Computing only what is read"
+            dream.observe(*self._window(i, t, self.context))
         weights = [
             look_back(layer, x).mean(0) for layer, x in zip(time_layers, recorder.inputs)
         ]
