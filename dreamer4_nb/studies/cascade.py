@@ -23,9 +23,9 @@ from ..models.fast_transformer import FastTransformer
 from ..models.shortcut import shortcut_loss, shortcut_sample
 from ..models.transformer import layer_kinds
 from ..run.run import Run
-from .bench import spend
 from .forcing import repeat_last_psnr, smallest_steps
 from .samplers import Sampler, dream_scores
+from .timing import time_calls
 from .tokenizer_time import train_for
 
 # %% ../../nbs/studies/11_cascade.ipynb #d7d6fa30
@@ -186,7 +186,8 @@ def dream_speed(
         return dream.step(actions[:, context])
 
     step()  # the first call also builds what later ones reuse
-    return 1 / spend(step, seconds)[0]
+    cpu_seconds, _ = time_calls(step, seconds)
+    return 1 / cpu_seconds
 
 # %% ../../nbs/studies/11_cascade.ipynb #1f5e2c63
 def train_cascade_model(
