@@ -8,10 +8,11 @@ __all__ = ['Count', 'Positive', 'TwoOrMore', 'Flag', 'Name', 'AboveZero', 'ZeroO
            'HeldOut', 'Perceptual', 'Attention', 'ImageSize', 'PERCEPTUAL', 'ATTENTION', 'RewardLoss', 'BinRange',
            'REWARD_LOSSES', 'Advantages', 'Intrinsic', 'AdvantageFraction', 'ADVANTAGES', 'INTRINSIC', 'Optimizer',
            'Precision', 'Lengths', 'Length', 'OPTIMIZERS', 'PRECISIONS', 'Temperatures', 'CONFIG_VERSION',
-           'TRIAL_STEPS', 'SIZES', 'RENAMED_FIELDS', 'did_you_mean', 'unknown_name', 'validation_error',
-           'check_multiple', 'explain', 'one_line_errors', 'DataConfig', 'check_heads', 'TokenizerConfig',
-           'DynamicsConfig', 'AgentConfig', 'ImaginationConfig', 'StageConfig', 'EvaluationConfig', 'Config', 'nest',
-           'merge', 'smoke', 'laptop', 'demo_smoke', 'gpu', 'paper', 'named', 'config_from_dict', 'load_config']
+           'TRIAL_STEPS', 'SIZES', 'RENAMED_FIELDS', 'RENAMED_VALUES', 'did_you_mean', 'unknown_name',
+           'validation_error', 'check_multiple', 'explain', 'one_line_errors', 'DataConfig', 'check_heads',
+           'TokenizerConfig', 'DynamicsConfig', 'AgentConfig', 'ImaginationConfig', 'StageConfig', 'EvaluationConfig',
+           'Config', 'nest', 'merge', 'smoke', 'laptop', 'demo_smoke', 'gpu', 'paper', 'named', 'config_from_dict',
+           'load_config']
 
 # %% ../nbs/00_config.ipynb #70c02261
 import difflib
@@ -421,7 +422,7 @@ class AgentConfig:
 
 # %% ../nbs/00_config.ipynb #194480e0
 Advantages = Literal["sign", "greater", "zscore", "percentile"]
-Intrinsic = Literal["none", "error", "novelty"]
+Intrinsic = Literal["none", "forward_model", "rnd"]
 AdvantageFraction = Annotated[
     float, Field(strict=True, gt=0, le=0.5, description="a number above 0 and at most 0.5")
 ]
@@ -448,7 +449,7 @@ class ImaginationConfig:
     # "When advantages say nothing"; 'sign' is the paper's (11)
     advantages: Advantages = "sign"
     # reward for what the recordings did not teach, added to the task's in imagination:
-    # 'none', 'error' or 'novelty' (chapter "Rewards of one's own")
+    # 'none', 'forward_model' or 'rnd' (chapter "Rewards of one's own")
     intrinsic: Intrinsic = "none"
     # weight of that reward, whose mean over the recordings is 1; the review's number (it
     # weighs the bare error)
@@ -967,6 +968,10 @@ RENAMED_FIELDS = {
     "clone_windows": "bc_windows",
     "decay": "decay_fraction",
 }
+RENAMED_VALUES = {  # of imagination.intrinsic
+    "error": "forward_model",
+    "novelty": "rnd",
+}
 
 
 def _new_names(section: Any) -> Any:
@@ -976,6 +981,8 @@ def _new_names(section: Any) -> Any:
     renamed = {}
     for name, value in section.items():
         new = RENAMED_FIELDS.get(name, name)
+        if name == "intrinsic":
+            value = RENAMED_VALUES.get(value, value)
         renamed[name if new in section else new] = value
     return renamed
 

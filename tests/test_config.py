@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import tyro
+
+import dreamer4_nb
 from dreamer4_nb.config import (
     SIZES,
     AgentConfig,
@@ -20,8 +22,6 @@ from dreamer4_nb.config import (
     load_config,
     named,
 )
-
-import dreamer4_nb
 
 # class, the value that is wrong, and what the one line must say
 WRONG = [
@@ -200,3 +200,8 @@ def test_a_wrong_option_names_section_and_field(capsys):
     with pytest.raises(SystemExit):
         tyro.cli(Config, default=named("laptop"), args=["--dynamics.width", "97"])
     assert "dynamics.width = 97: must be a multiple of" in capsys.readouterr().err
+
+
+def test_earlier_names_of_intrinsic_rewards_are_read():
+    config = config_from_dict({"imagination": {"intrinsic": "novelty"}})
+    assert config.imagination.intrinsic == "rnd"

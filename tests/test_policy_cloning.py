@@ -89,7 +89,7 @@ def windows():
         )
 
 
-@pytest.mark.parametrize("kind", ["error", "novelty"])
+@pytest.mark.parametrize("kind", ["forward_model", "rnd"])
 def test_an_ordinary_step_pays_one(kind):
     model = fit_intrinsic_reward(kind, CODEC, 6, windows(), steps=100)
     batch = next(windows())
@@ -103,12 +103,12 @@ def test_an_ordinary_step_pays_one(kind):
 def test_novelty_fades_and_chance_pays():
     "Noise cannot be predicted, so forward-model curiosity pays for it for ever."
     errors = {}
-    for kind in ("error", "novelty"):
+    for kind in ("forward_model", "rnd"):
         for steps in (10, 300):
             model = fit_intrinsic_reward(kind, CODEC, 6, windows(), steps=steps)
             errors[kind, steps] = model.mean_error.item()
-    assert errors["error", 300] > 0.5 * errors["error", 10]
-    assert errors["novelty", 300] < 0.1 * errors["novelty", 10]
+    assert errors["forward_model", 300] > 0.5 * errors["forward_model", 10]
+    assert errors["rnd", 300] < 0.1 * errors["rnd", 10]
 
 
 def test_unknown_intrinsic_reward():

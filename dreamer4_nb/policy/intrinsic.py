@@ -28,7 +28,7 @@ class IntrinsicReward(nn.Module):
 
     def __init__(
         self,
-        kind: str,  # 'error': forward-model curiosity; 'novelty': random network distillation
+        kind: str,  # 'forward_model': curiosity; 'rnd': random network distillation
         codec: ActionCodec,  # of the actions
         latent_size: int,  # numbers per frame
         hidden: int = 128,
@@ -36,13 +36,13 @@ class IntrinsicReward(nn.Module):
         seed: int = 0,  # of all weights
     ):
         super().__init__()
-        if kind not in ("error", "novelty"):
-            raise ValueError(f"intrinsic={kind!r} must be 'error' or 'novelty'")
+        if kind not in ("forward_model", "rnd"):
+            raise ValueError(f"intrinsic={kind!r} must be 'forward_model' or 'rnd'")
         self.kind = kind
         self.max_reward = max_reward
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            if kind == "error":
+            if kind == "forward_model":
                 self.action_embedding = ActionEmbedding(codec, hidden)
                 self.predictor = _mlp(latent_size + hidden, hidden, latent_size)
             else:
@@ -60,7 +60,7 @@ class IntrinsicReward(nn.Module):
         z = latents.flatten(2)
         before = z[:, :-1]
         after = z[:, 1:]
-        if self.kind == "error":
+        if self.kind == "forward_model":
             action = self.action_embedding(actions, action_mask).flatten(2)
             predicted = self.predictor(torch.cat([before, action], -1))
             target = after
@@ -87,7 +87,7 @@ def _recorded_error(model, batch):
 
 
 def fit_intrinsic_reward(
-    kind: str,  # 'error' or 'novelty', see `IntrinsicReward`
+    kind: str,  # 'forward_model' or 'rnd', see `IntrinsicReward`
     codec: ActionCodec,
     latent_size: int,  # numbers per frame
     windows: Iterator[Batch],  # endless batches with latents

@@ -340,12 +340,13 @@ def dream_step(
     T: int,  # frames of context, which is full
     dream_class: type[Dream] = Dream,
     mode: Callable[[], AbstractContextManager] = torch.no_grad,  # entered around each step
-    prepare: Callable[[Dynamics], Dynamics] = unchanged,  # type: ignore[assignment]
+    prepare: Callable[[nn.Module], Any] = unchanged,  # changes the model in place
     transformer: Callable[..., FastTransformer] = FastTransformer,  # makes the network
 ) -> Callable[[], None]:
     "A function that dreams one more frame of each sequence."
     model = new_dynamics(config, transformer, context=T, sample_steps=4, k_max=4)
-    dream = dream_class(prepare(model.eval()))
+    prepare(model.eval())
+    dream = dream_class(model)
     batch = random_windows(config, B, T if dream_class is UncachedDream else 1)
     with mode():
         dream.observe(batch.latents, batch.actions)

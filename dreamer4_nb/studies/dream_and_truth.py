@@ -49,12 +49,12 @@ PHASE3_VARIANTS: dict[str, dict] = {
     "A > 0": {"imagination.advantages": "greater"},
     "z-scored": {"imagination.advantages": "zscore"},
     "extreme tenths": {"imagination.advantages": "percentile"},
-    "error 0.01": _intrinsic("error", 0.01),
-    "error 0.3": _intrinsic("error", 0.3),
-    "novelty 0.01": _intrinsic("novelty", 0.01),
-    "novelty 0.3": _intrinsic("novelty", 0.3),
+    "error 0.01": _intrinsic("forward_model", 0.01),
+    "error 0.3": _intrinsic("forward_model", 0.3),
+    "novelty 0.01": _intrinsic("rnd", 0.01),
+    "novelty 0.3": _intrinsic("rnd", 0.3),
     "nothing paid": {"paid": 0.001},
-    "nothing paid, novelty": {"paid": 0.001} | _intrinsic("novelty", 0.3),
+    "nothing paid, novelty": {"paid": 0.001} | _intrinsic("rnd", 0.3),
 }
 DRIFT_VARIANTS: dict[str, dict] = {
     "marginal_beta = 0": {"imagination.marginal_beta": 0.0},

@@ -367,7 +367,7 @@ def fit_shaping_head(
 TOOLS_PHASE3_VARIANTS: dict[str, dict] = {
     "chosen": {},
     "extreme tenths": {"imagination.advantages": "percentile"},
-    "novelty 0.01": {"imagination.intrinsic": "novelty"},
+    "novelty 0.01": {"imagination.intrinsic": "rnd"},
     "shaped, raw": {"shaping": "raw", "imagination.intrinsic_weight": 1.0},
     "shaped, potential": {"shaping": "potential", "imagination.intrinsic_weight": 1.0},
 }
