@@ -203,7 +203,7 @@ def test_voila(run, tmp_path):
         page.get_by_text("film: ").wait_for()
         assert len(list(tmp_path.glob("*.gif"))) == 1
         page.get_by_role("button", name="let the agent play").click()
-        page.get_by_text("6 steps").wait_for()
+        page.locator(".dreamer4-chip.by-policy").first.wait_for()
         page.get_by_role("button", name="let the agent play").click()
         assert measure(page, 4, 1)["steps"] > 0
 
