@@ -121,40 +121,6 @@ class Batch:
         }
         return dataclasses.replace(first, **tensors, observations=observations)
 
-    # until every caller uses attributes
-
-    def _flat(self):  # until every caller uses attributes
-        return self.tensors() | self.observations
-
-    def __getitem__(self, name):  # until every caller uses attributes
-        return self._flat()[name]
-
-    def __setitem__(self, name, value):  # until every caller uses attributes
-        if name in self.observations:
-            self.observations[name] = value
-        else:
-            setattr(self, name, value)
-
-    def get(self, name, default=None):  # until every caller uses attributes
-        return self._flat().get(name, default)
-
-    def __contains__(self, name):  # until every caller uses attributes
-        return name in self._flat()
-
-    def __iter__(self):  # until every caller uses attributes
-        return iter(self._flat())
-
-    def keys(self):  # until every caller uses attributes
-        return self._flat().keys()
-
-    def values(self):  # until every caller uses attributes
-        return self._flat().values()
-
-    def items(self):  # until every caller uses attributes
-        return self._flat().items()
-
-    def __or__(self, other):  # until every caller uses attributes
-        return self._flat() | dict(other)
 
 # %% ../../nbs/data/07_windows.ipynb #ec58b256
 def make_batch(
