@@ -70,7 +70,7 @@ def test_mean_stats_leaves_out_what_is_no_number():
         ("one-sided", dict(at_least_zero=0.97)),
         ("one-sided", dict(at_least_zero=0.03)),
         ("values astray", dict(explained=0.0)),
-        ("far from the clone", dict(kl=1.2)),
+        ("far from the BC policy", dict(kl=1.2)),
         ("one action", dict(entropy=0.01)),
     ],
 )

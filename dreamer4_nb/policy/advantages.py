@@ -109,7 +109,7 @@ ALARMS = (
         'of the present (chapter "Five small faults")',
     ),
     Alarm(
-        "far from the clone",
+        "far from the BC policy",
         lambda m: m["kl"] > 1,
         "the policy is {kl:.2f} nats away from its prior",
         "a higher beta, a lower lr, fewer rounds",
@@ -184,5 +184,5 @@ class Monitor:
         lines = []
         for alarm in self._active():
             message = alarm.message.format(**mean_stats(self.rounds))
-            lines.append(f"{alarm.name}: {message}; {alarm.hint}")
+            lines.append(f"{alarm.name}: {message}. Hint: {alarm.hint}")
         return lines
