@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['PRECISION_VARIANTS', 'PART_BENCHMARKS', 'STAGE_BENCHMARKS', 'eight_actions', 'random_frames', 'random_windows',
            'new_dynamics', 'random_recordings', 'training_step', 'unchanged', 'tokenizer_step',
-           'bench_tokenizer_training', 'bench_encode', 'FixedLevels', 'dynamics_step', 'bench_dynamics_flow',
-           'bench_dynamics_shortcut', 'UncachedDream', 'dream_step', 'bench_generation', 'uncached_dreams',
-           'bench_phase3', 'bench_loader', 'PlayedWorlds', 'bench_evaluation', 'StepClock', 'stage_parts', 'time_stage',
-           'bench_compiled_training', 'measure_precision', 'time_frames', 'bench_real_time']
+           'bench_tokenizer_training', 'encode_windows', 'encode_frame_by_frame', 'bench_encode', 'FixedLevels',
+           'dynamics_step', 'bench_dynamics_flow', 'bench_dynamics_shortcut', 'UncachedDream', 'dream_step',
+           'bench_generation', 'uncached_dreams', 'bench_phase3', 'bench_loader', 'PlayedWorlds', 'bench_evaluation',
+           'StepClock', 'stage_parts', 'time_stage', 'bench_compiled_training', 'measure_precision', 'time_frames',
+           'bench_real_time']
 
 # %% ../../nbs/studies/16_benchmarks.ipynb #de844529
 import itertools
@@ -176,21 +177,43 @@ def bench_tokenizer_training(config: Config) -> Benchmark:
     return Benchmark(variants, 16, "a step on 2 windows of 8 frames")
 
 
-def bench_encode(config: Config) -> Benchmark:
+def encode_windows(
+    config: Config,
+) -> Callable[[], None]:
+    "A function that encodes 4 windows of 16 frames."
+    torch.manual_seed(0)
     model = Tokenizer(config.tokenizer).eval()
     frames = random_frames(config, 4, 16)
 
     @torch.inference_mode()
-    def encode_windows():
+    def encode():
         model.encode(frames)
 
+    return encode
+
+
+def encode_frame_by_frame(
+    config: Config,
+) -> Callable[[], None]:
+    "A function that encodes the same frames one at a time."
+    torch.manual_seed(0)
+    model = Tokenizer(config.tokenizer).eval()
+    frames = random_frames(config, 4, 16)
+
     @torch.inference_mode()
-    def encode_frame_by_frame():
+    def encode():
         cache = TimeCache(config.tokenizer.context)
         for t in range(16):
             model.encode(frames[:, t : t + 1], cache=cache)
 
-    variants = {"ours": encode_windows, "a frame at a time": encode_frame_by_frame}
+    return encode
+
+
+def bench_encode(config: Config) -> Benchmark:
+    variants = {
+        "ours": encode_windows(config),
+        "a frame at a time": encode_frame_by_frame(config),
+    }
     return Benchmark(variants, 64, "4 windows of 16 frames")
 
 # %% ../../nbs/studies/16_benchmarks.ipynb #9e9c0c3c
