@@ -8,6 +8,7 @@ __all__ = ['Agent', 'Config', 'Dynamics', 'Player', 'Recordings', 'Run', 'Tokeni
 
 # %% ../nbs/06_face.ipynb #83e2296c
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -38,7 +39,9 @@ _MODULE_OF = {
 def __getattr__(name: str) -> Any:
     "Import a name when it is first asked for"
     if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        message = f"module {__name__!r} has no attribute {name!r}"
+        # with these two Python finds the closest name: "Did you mean ...?"
+        raise AttributeError(message, name=name, obj=sys.modules[__name__])
     module = importlib.import_module(f"dreamer4_nb.{_MODULE_OF[name]}")
     value = getattr(module, name)
     globals()[name] = value

@@ -58,9 +58,12 @@ AverageDecay = Annotated[
 def did_you_mean(
     name: str,  # a name that does not exist
     choices: Iterable[str],  # the names that do
-) -> str:  # a question to put at the end of a message
-    "The closest of `choices`, as a question"
-    nearest = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.0)
+) -> str:  # a question or a hint to put at the end of a message
+    "The closest of `choices`, as a question; where none is close, all of them"
+    choices = list(choices)
+    nearest = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    if not nearest:
+        return f"Hint: choose from {', '.join(choices)}"
     return f"Did you mean {nearest[0]!r}?"
 
 
