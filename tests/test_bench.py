@@ -1,63 +1,64 @@
-"`dreamer4_bench` as a user meets it: processes, exit codes, the results file."
+"`dreamer4 bench` as a user meets it: processes, exit codes, the results file"
 
 import json
-import os
-import subprocess
 import sys
 
+import pytest
+from test_cli import assert_error, assert_usage, call
 
-def call(*args):
-    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
-    return subprocess.run(
-        [sys.executable, "-m", "dreamer4_nb.bench", *map(str, args)],
-        capture_output=True,
-        text=True,
-        env=env,
-        timeout=300,
-    )
+QUICK = ("--size", "smoke", "--rounds", 1, "--seconds", 0)
 
 
 def test_one_benchmark_at_a_time(tmp_path):
-    few = ("--size", "smoke", "--results", tmp_path, "--rounds", 1, "--seconds", 0)
-    done = call("--only", "loader", *few)
-    assert done.returncode == 0 and "frames per CPU-second" in done.stdout, done.stderr
-    assert call("--only", "dynamics_flow", *few).returncode == 0
-    found = json.loads((tmp_path / "bench.json").read_text())
-    assert (
-        list(found["benches"]) == ["loader", "dynamics_flow"]
-        and found["versions"]["torch"]
-        and found["machine"]["threads"] == 1
-    )
-    ours, dense, _ = found["benches"]["dynamics_flow"]["arms"].values()
-    assert ours["flops"] < dense["flops"] and 0 < ours["share"] < 1 and ours["cpu_seconds"] > 0
-    other = call("--only", "loader", "--results", tmp_path)
-    assert (
-        other.returncode == 1
-        and "bench.json: size" in other.stderr
-        and "Traceback" not in other.stderr
-    )
+    for name in ("loader", "dynamics_flow"):
+        done = call("bench", "--only", name, *QUICK, "--results", tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert f"{name}: " in done.stdout
+        assert "frames per CPU-second" in done.stdout
+    results = json.loads((tmp_path / "bench.json").read_text())
+    assert list(results["benches"]) == ["loader", "dynamics_flow"]
+    assert results["versions"]["torch"]
+    assert results["machine"]["threads"] == 1
+    ours, dense, _ = results["benches"]["dynamics_flow"]["arms"].values()
+    assert 0 < ours["flops"] < dense["flops"]
+    assert ours["share"] > 0
+    assert ours["cpu_seconds"] > 0
 
 
-def test_what_is_refused(tmp_path):
-    for args, code, word in [
-        (("--only", "nothing"), 2, "--only"),
-        (("--peer", tmp_path / "python"), 1, "--peer"),
-        (
-            ("--peer", sys.executable, "--only", "peer_encode", "--rounds", 1),
-            1,
-            "No module named 'dreamer4'",
-        ),
-    ]:
-        done = call(*args, "--results", tmp_path)
-        assert (
-            done.returncode == code and word in done.stderr and "Traceback" not in done.stderr
-        ), done.stderr
+def test_results_of_another_size(tmp_path):
+    (tmp_path / "bench.json").write_text(
+        '{"format": "dreamer4_nb.bench", "version": 1, "size": "smoke", "benches": {}}'
+    )
+    done = call("bench", "--only", "loader", "--results", tmp_path)
+    assert_error(done, "bench.json: size: holds smoke, not laptop", "--results")
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [('{"format": ', "not readable as JSON"), ('{"format": "other"}', "format: other")],
+    ids=["cut short", "another format"],
+)
+def test_damaged_results(tmp_path, text, word):
+    (tmp_path / "bench.json").write_text(text)
+    done = call("bench", "--only", "loader", *QUICK, "--results", tmp_path)
+    assert_error(done, "bench.json", word, "Hint:")
+    assert (tmp_path / "bench.json").read_text() == text
+
+
+def test_unknown_benchmark(tmp_path):
+    done = call("bench", "--only", "nothing", "--results", tmp_path)
+    assert_usage(done, "--only nothing", "tokenizer_training")
     assert not (tmp_path / "bench.json").exists()
 
 
-def test_a_damaged_results_file(tmp_path):
-    (tmp_path / "bench.json").write_text('{"format": ')
-    done = call("--only", "loader", "--size", "smoke", "--results", tmp_path)
-    assert (
-        done.returncode == 1 and "bench.json" in done.stderr and "Traceback" not in done.stderr
-    )
+def test_peer_without_python(tmp_path):
+    done = call("bench", "--peer", tmp_path / "python", "--results", tmp_path)
+    assert_error(done, "--peer", "no such file", "Hint:")
+    assert not (tmp_path / "bench.json").exists()
+
+
+def test_peer_without_package(tmp_path):
+    peer = ("--peer", sys.executable, "--only", "peer_encode")
+    done = call("bench", *peer, "--rounds", 1, "--results", tmp_path)
+    assert_error(done, "encode: its process ended early", "No module named 'dreamer4'")
+    assert not (tmp_path / "bench.json").exists()
