@@ -8,12 +8,13 @@ __all__ = ['module_device', 'ssim', 'reconstruct', 'reconstruction_scores', 'con
 
 # %% ../../nbs/evaluation/05_world_model.ipynb #f2687f2b
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..data.dataset import LatentStore, Recordings
+from ..data.dataset import EpisodeSource, LatentStore, Recordings
 from ..data.windows import Batch, SequenceSampler
 from .in_worlds import world_seeds
 from ..models.agent import Agent
@@ -123,8 +124,8 @@ def continue_dream(
 
 # %% ../../nbs/evaluation/05_world_model.ipynb #6cca2090
 def rollout_windows(
-    recordings: Recordings,  # held-out episodes
-    latents: LatentStore,  # of these episodes
+    recordings: EpisodeSource,  # held-out episodes
+    latents: LatentStore | Mapping[str, np.ndarray],  # of these episodes, by name
     n: int,  # windows
     length: int,  # steps of each
     seed: int,  # of the windows
@@ -153,8 +154,8 @@ def _actions_of_another_window(actions, context):
 def rollouts(
     tokenizer: Tokenizer,
     dynamics: Dynamics,
-    recordings: Recordings,  # held-out episodes
-    latents: LatentStore,  # of these episodes
+    recordings: EpisodeSource,  # held-out episodes
+    latents: LatentStore | Mapping[str, np.ndarray],  # of these episodes, by name
     n: int = 64,  # windows
     context: int = 8,  # real frames at the beginning
     steps: int = 15,  # imagined frames
@@ -220,8 +221,8 @@ def score_rollouts(
 def rollout_scores(
     tokenizer: Tokenizer,
     dynamics: Dynamics,
-    recordings: Recordings,  # held-out episodes
-    latents: LatentStore,  # of these episodes
+    recordings: EpisodeSource,  # held-out episodes
+    latents: LatentStore | Mapping[str, np.ndarray],  # of these episodes, by name
     n: int = 64,  # windows
     context: int = 8,  # real frames at the beginning
     steps: int = 15,  # imagined frames

@@ -170,6 +170,7 @@ def tokenizer_step(
 
 
 def bench_tokenizer_training(config: Config) -> Benchmark:
+    "A training step of the tokenizer, beside dense attention."
     variants = {
         "ours": tokenizer_step(config),
         "dense attention": tokenizer_step(config, attention="dense"),
@@ -210,6 +211,7 @@ def encode_frame_by_frame(
 
 
 def bench_encode(config: Config) -> Benchmark:
+    "Encoding windows, beside encoding a frame at a time."
     variants = {
         "ours": encode_windows(config),
         "a frame at a time": encode_frame_by_frame(config),
@@ -273,6 +275,7 @@ def dynamics_step(
 
 
 def bench_dynamics_flow(config: Config) -> Benchmark:
+    "A training step of the finest step size, beside dense attention."
     dense = partial(FastTransformer, attention="dense")
     variants = {
         "ours": dynamics_step(config),
@@ -283,6 +286,7 @@ def bench_dynamics_flow(config: Config) -> Benchmark:
 
 
 def bench_dynamics_shortcut(config: Config) -> Benchmark:
+    "A training step in which one sequence learns large steps, or all do."
     variants = {
         "ours": dynamics_step(config, 1),
         "all four learn large steps": dynamics_step(config, 4),
@@ -389,6 +393,7 @@ def bench_generation(
     B: int,  # sequences
     T: int,  # frames of context
 ) -> Benchmark:
+    "Dreaming a frame, with and without a cache."
     variants = {"ours": dream_step(config, B, T)}
     if B * T <= 1024:
         variants["no cache"] = dream_step(config, B, T, UncachedDream)
@@ -405,6 +410,7 @@ def bench_phase3(
     config: Config,
     contexts: int = 16,  # dreams at a time, fewer where the configuration has fewer
 ) -> Benchmark:
+    "A round of phase 3, with and without a cache."
     contexts = min(contexts, config.imagination.contexts)
     im = replace(config.imagination, value_warmup=0, contexts=contexts)
     folder = tempfile.TemporaryDirectory()
@@ -438,6 +444,7 @@ def bench_phase3(
 
 
 def bench_loader(config: Config) -> Benchmark:
+    "Batches of latents from memory maps, beside frames that are encoded each time."
     folder = tempfile.TemporaryDirectory()
     recordings, store = random_recordings(config, folder.name)
     model = Tokenizer(config.tokenizer).eval()
@@ -490,6 +497,7 @@ def bench_evaluation(
     config: Config,
     worlds: int = 32,
 ) -> Benchmark:
+    "A step in many worlds at once, beside one world at a time."
     all_worlds = VectorWorlds("collect_wood", range(worlds))
     codec = ActionCodec(all_worlds.action_space_spec)
     t = config.tokenizer

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['ATTENTION_VARIANTS', 'MINECRAFT_FOOTAGE', 'TOKENIZER_TIME_VARIANTS', 'flicker', 'saved_for_backward', 'training_cost',
            'measure_attention_cost', 'rise_and_fall', 'train_for', 'reconstruction_metrics', 'load_footage',
-           'unlabelled_films', 'encode_episodes', 'train_tokenizer_for', 'train_dynamics_for', 'measure_tokenizer_time']
+           'unlabelled_films', 'encode_episodes', 'train_tokenizer_for', 'train_dynamics_for', 'measure_tokenizer_time',
+           'measure_tokenizer']
 
 # %% ../../nbs/studies/05_tokenizer_time.ipynb #51ce245b
 import time
@@ -287,21 +288,35 @@ def measure_tokenizer_time(
     "A tokenizer of one kind, then dynamics on its latents."
     run = Run(run_dir, progress=False, processes=1)
     config = run.config.change({k: v for k, v in overrides.items() if k != "footage"})
-    footage = overrides.get("footage")
-    train, held_out = load_footage(footage) if footage else run.data()
     if run.config.is_trial:
         seconds = episodes = 2
     torch.manual_seed(seed)
-    tokenizer, steps = train_tokenizer_for(config.tokenizer, train, seconds, seed)
-    metrics = reconstruction_metrics(tokenizer, held_out, seed=seed)
-    results = dict(tokenizer_steps=steps, **metrics)
-    if footage:
+    if "footage" in overrides:
+        train, held_out = load_footage(overrides["footage"])
+        _, results = measure_tokenizer(config.tokenizer, train, held_out, seconds, seed)
         return results
-    train = train.subset(range(min(episodes, len(train))))
-    latents = encode_episodes(tokenizer, train)
-    held_out_latents = encode_episodes(tokenizer, held_out)
-    dynamics, steps = train_dynamics_for(config, train, latents, seconds, seed)
+    crafter, held_out_crafter = run.data()
+    tokenizer, results = measure_tokenizer(
+        config.tokenizer, crafter, held_out_crafter, seconds, seed
+    )
+    few = crafter.subset(range(min(episodes, len(crafter))))
+    latents = encode_episodes(tokenizer, few)
+    held_out_latents = encode_episodes(tokenizer, held_out_crafter)
+    dynamics, steps = train_dynamics_for(config, few, latents, seconds, seed)
     rollout = rollout_scores(
-        tokenizer, dynamics, held_out, held_out_latents, worlds, seed=seed
+        tokenizer, dynamics, held_out_crafter, held_out_latents, worlds, seed=seed
     )
     return results | dict(dynamics_steps=steps, rollout=rollout)
+
+
+def measure_tokenizer(
+    config: TokenizerConfig,
+    train: EpisodeSource,
+    held_out: EpisodeSource,
+    seconds: float,  # processor time
+    seed: int,  # of windows and masks
+) -> tuple[Tokenizer, dict]:  # tokenizer; tokenizer_steps and `reconstruction_metrics`
+    "A tokenizer of one kind, measured on held-out windows."
+    tokenizer, steps = train_tokenizer_for(config, train, seconds, seed)
+    metrics = reconstruction_metrics(tokenizer, held_out, seed=seed)
+    return tokenizer, dict(tokenizer_steps=steps, **metrics)

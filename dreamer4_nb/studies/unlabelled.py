@@ -300,7 +300,7 @@ def select_episodes(
 
 def build_models(
     config: Config,
-    codec: ActionCodec,
+    codec: ActionCodec | None,  # of the actions
     train: MemoryRecordings,  # to fit a linear path on
     films: Run | None,  # whose weights to begin with; None: random weights
     seed: int,  # of the weights
