@@ -8,7 +8,6 @@ __all__ = ['Size', 'AS_CONFIGURED', 'COMMANDS', 'SETTINGS_HELP', 'HELP_STYLE', '
            'PlayCommand', 'ExperimentCommand', 'ClaimCommand', 'BenchCommand', 'WithSettings', 'run_command', 'main']
 
 # %% ../nbs/04_cli.ipynb #63f76e1b
-import json
 import os
 import sys
 import tempfile
@@ -22,8 +21,8 @@ from typing import Annotated, Any, Generic, Literal, NoReturn, TypeVar, Union
 import tyro
 from tyro.conf import Positional
 
-from .config import Config, Task, View, World, load_config, named
-from .files import write_json
+from .config import Config, Task, View, World, did_you_mean, load_config, named
+from .files import read_json, write_json
 
 # %% ../nbs/04_cli.ipynb #484537a4
 Size = Literal["smoke", "demo_smoke", "laptop", "gpu", "paper"]
@@ -146,7 +145,7 @@ class DemoCommand(Start):
         data = config.data
         out = self.out or Path(f"runs/{data.task}_{config.name}_seed{data.seed}")
         demo(config, out, self.device)
-        _print_outcome(config, out, json.loads((out / "results.json").read_text()))
+        _print_outcome(config, out, read_json(out / "results.json"))
         seconds = timedelta(seconds=round(time.time() - start))
         print(f"report: {out / 'report.html'} ({seconds} for this call)")
 
@@ -437,12 +436,12 @@ class ClaimCommand(Start):
             device=self.device,
             config=config,
         )
-        print(judge(json.loads(self.results.read_text())))
+        print(judge(read_json(self.results)))
 
 # %% ../nbs/04_cli.ipynb #e0027bf6
 @dataclass(kw_only=True)
 class BenchCommand:
-    "Measure the speed of every part on one thread, beside baselines and the matrix rate."
+    "Measure the speed of every part on one thread, beside baselines and the peak GEMM rate."
 
     # only the benchmarks whose name begins like this
     only: Annotated[str | None, tyro.conf.arg(help_behavior_hint="(default: all)")] = None
@@ -514,7 +513,7 @@ Command = TypeVar("Command")
 class WithSettings(Generic[Command]):
     "A command beside the fields of its configuration"
 
-    command: Annotated[Command, tyro.conf.arg(name="")]
+    command: Annotated[Command, tyro.conf.arg(name=""), tyro.conf.DisallowNone]
     settings: Annotated[Config, tyro.conf.arg(name="")]
 
 
@@ -536,7 +535,14 @@ def _parse_with_settings(
 ) -> tuple[Any, Config]:  # a subcommand and the configuration it starts from
     "Read a subcommand's own options, and those of its configuration"
     prog = f"dreamer4 {name}"
-    start, _ = tyro.cli(Start, prog=prog, args=args, return_unknown_args=True, add_help=False)
+    start, _ = tyro.cli(
+        Start,
+        prog=prog,
+        args=args,
+        return_unknown_args=True,
+        add_help=False,
+        config=(tyro.conf.DisallowNone,),
+    )
     base = start.base()
     if "--help-settings" in args:
         tyro.cli(Config, prog=prog, args=["--help"], default=base)
@@ -555,7 +561,9 @@ def run_command(
     args: Sequence[str],  # what stands behind `dreamer4`
 ) -> None:
     "Read the arguments and carry out the subcommand that they name"
-    name = args[0] if args else ""
+    name = args[0] if args else "--help"
+    if name not in COMMANDS and not name.startswith("-"):
+        raise UsageError(f"{name}: no such subcommand. {did_you_mean(name, COMMANDS)}")
     wants_help = "-h" in args or "--help" in args
     if name in COMMANDS and issubclass(COMMANDS[name], Start) and not wants_help:
         command, settings = _parse_with_settings(name, args[1:])
