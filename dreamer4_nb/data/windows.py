@@ -121,7 +121,6 @@ class Batch:
         }
         return dataclasses.replace(first, **tensors, observations=observations)
 
-
 # %% ../../nbs/data/07_windows.ipynb #ec58b256
 def make_batch(
     num_steps: int | None = None,  # T; None: from frames or latents, else all actions

@@ -62,13 +62,13 @@ def model_tensors(
 ) -> dict[str, torch.Tensor]:  # by name, detached, still slices where the model has them
     "Parameters and buffers, those with two names once."
     tensors = {}
-    seen = set()
+    counted = set()
     for name, tensor in unwrap_model(model).state_dict().items():
         if tensor.numel() and not is_sharded(tensor):
             memory = (tensor.data_ptr(), tensor.shape, tensor.stride())
-            if memory in seen:
+            if memory in counted:
                 continue
-            seen.add(memory)
+            counted.add(memory)
         tensors[name] = tensor.detach()
     return tensors
 
