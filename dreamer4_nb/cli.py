@@ -21,7 +21,7 @@ from typing import Annotated, Any, Generic, Literal, NoReturn, TypeVar, Union
 import tyro
 from tyro.conf import Positional
 
-from .config import Config, Task, View, World, did_you_mean, load_config, named
+from .config import Config, TaskName, View, World, did_you_mean, load_config, named
 from .files import read_json, write_json
 
 # %% ../nbs/04_cli.ipynb #484537a4
@@ -216,7 +216,7 @@ class TrainCommand(Start):
         tyro.conf.arg(help_behavior_hint="(default: record the embedded world)"),
     ] = None
     # task of the embedded world, or recordings: no world to play in
-    task: Annotated[Task | None, AS_CONFIGURED] = None
+    task: Annotated[TaskName | None, AS_CONFIGURED] = None
     # of recordings with logs (VPT): what pays 1, such as mine_log,
     # see chapter "Videos, with a log or without"
     event: Annotated[str | None, AS_CONFIGURED] = None

@@ -4,15 +4,13 @@
 
 # %% auto #0
 __all__ = ['Count', 'Positive', 'TwoOrMore', 'Flag', 'Name', 'AboveZero', 'ZeroOrMore', 'Fraction', 'PositiveFraction',
-           'AverageDecay', 'STRICT', 'Section', 'World', 'Task', 'View', 'Shaping', 'TASKS', 'VIEWS', 'SHAPING',
-           'HeldOut', 'Perceptual', 'Attention', 'ImageSize', 'PERCEPTUAL', 'ATTENTION', 'RewardLoss', 'BinRange',
-           'REWARD_LOSSES', 'Advantages', 'Intrinsic', 'AdvantageFraction', 'ADVANTAGES', 'INTRINSIC', 'Optimizer',
-           'Precision', 'Lengths', 'Length', 'OPTIMIZERS', 'PRECISIONS', 'Temperatures', 'CONFIG_VERSION',
-           'TRIAL_STEPS', 'SIZES', 'RENAMED_FIELDS', 'RENAMED_VALUES', 'did_you_mean', 'unknown_name',
-           'validation_error', 'check_multiple', 'explain', 'one_line_errors', 'DataConfig', 'check_heads',
-           'TokenizerConfig', 'DynamicsConfig', 'AgentConfig', 'ImaginationConfig', 'StageConfig', 'EvaluationConfig',
-           'Config', 'nest', 'merge', 'smoke', 'laptop', 'demo_smoke', 'gpu', 'paper', 'named', 'config_from_dict',
-           'load_config']
+           'AverageDecay', 'STRICT', 'ConfigClass', 'World', 'TaskName', 'View', 'Shaping', 'HeldOut', 'Perceptual',
+           'AttentionName', 'ImageSize', 'RewardLoss', 'BinRange', 'Advantages', 'Intrinsic', 'AdvantageFraction',
+           'Optimizer', 'Precision', 'Lengths', 'SequenceLength', 'Temperatures', 'CONFIG_VERSION', 'TRIAL_STEPS',
+           'SIZES', 'RENAMED_FIELDS', 'RENAMED_VALUES', 'did_you_mean', 'unknown_name', 'validation_error',
+           'check_multiple', 'explain', 'one_line_errors', 'DataConfig', 'check_heads', 'TokenizerConfig',
+           'DynamicsConfig', 'AgentConfig', 'ImaginationConfig', 'StageConfig', 'EvaluationConfig', 'Config', 'nest',
+           'merge', 'smoke', 'laptop', 'demo_smoke', 'gpu', 'paper', 'named', 'config_from_dict', 'load_config']
 
 # %% ../nbs/00_config.ipynb #70c02261
 import difflib
@@ -23,7 +21,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
@@ -140,12 +138,12 @@ def explain(
 
 # %% ../nbs/00_config.ipynb #eb385d2b
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
-Section = TypeVar("Section")
+ConfigClass = TypeVar("ConfigClass")
 
 
 def one_line_errors(
-    cls: type[Section],  # a pydantic dataclass
-) -> type[Section]:  # the same class
+    cls: type[ConfigClass],  # a pydantic dataclass
+) -> type[ConfigClass]:  # the same class
     "Let a dataclass report a wrong value in one line, as a `ValueError`"
     section = cls.__name__.removesuffix("Config").lower()
     checked_init: Callable = cls.__init__
@@ -162,13 +160,9 @@ def one_line_errors(
 
 # %% ../nbs/00_config.ipynb #8a87ced0
 World = Literal["collect_wood", "tools"]
-Task = Literal[World, "recordings"]
+TaskName = Literal[World, "recordings"]
 View = Literal["grid", "stock"]
 Shaping = Literal["none", "raw", "potential"]
-
-TASKS = get_args(Task)
-VIEWS = get_args(View)
-SHAPING = get_args(Shaping)
 
 # %% ../nbs/00_config.ipynb #dc8a6494
 HeldOut = Annotated[
@@ -183,7 +177,7 @@ class DataConfig:
     "What is recorded and how it is split"
 
     # name of the world's task; ours (the paper has 20 Minecraft tasks, 4)
-    task: Task = "collect_wood"
+    task: TaskName = "collect_wood"
     # 'grid' (8-pixel cells, daylight) or 'stock' (Crafter's own); ours
     view: View = "grid"
     # recorded episodes; ours (the paper has 2541 hours of play, 4)
@@ -217,14 +211,11 @@ def check_heads(
 
 # %% ../nbs/00_config.ipynb #7615716e
 Perceptual = Literal["gradient", "lpips", "none"]
-Attention = Literal["factorised", "dense"]
+AttentionName = Literal["factorised", "dense"]
 ImageSize = Annotated[
     Positive | tuple[Positive, Positive],
     Field(description="a number of pixels or a pair (height, width)"),
 ]
-
-PERCEPTUAL = get_args(Perceptual)
-ATTENTION = get_args(Attention)
 
 # %% ../nbs/00_config.ipynb #8ce0f353
 @one_line_errors
@@ -244,7 +235,7 @@ class TokenizerConfig:
     time_every: TwoOrMore = 4
     # 'factorised' into space and time layers (3.4), or 'dense' over both at once, compared
     # in chapter "A tokenizer that looks back"
-    attention: Attention = "factorised"
+    attention: AttentionName = "factorised"
     # also a linear map from each patch to the latent in its place, and back: one latent to
     # a patch; ours (chapter "Video without actions")
     linear_path: Flag = False
@@ -379,8 +370,6 @@ BinRange = Annotated[
     ),
 ]
 
-REWARD_LOSSES = get_args(RewardLoss)
-
 # %% ../nbs/00_config.ipynb #3c1d0a09
 @one_line_errors
 @dataclass(config=STRICT, frozen=True, kw_only=True)
@@ -429,9 +418,6 @@ Intrinsic = Literal["none", "forward_model", "rnd"]
 AdvantageFraction = Annotated[
     float, Field(strict=True, gt=0, le=0.5, description="a number above 0 and at most 0.5")
 ]
-
-ADVANTAGES = get_args(Advantages)
-INTRINSIC = get_args(Intrinsic)
 
 # %% ../nbs/00_config.ipynb #e916e718
 @one_line_errors
@@ -494,13 +480,10 @@ class ImaginationConfig:
 Optimizer = Literal["adamw", "muon"]
 Precision = Literal["no", "bf16", "fp16"]
 Lengths = Annotated[tuple[tuple[Positive, AboveZero], ...], Field(min_length=1)]
-Length = Annotated[
+SequenceLength = Annotated[
     Positive | Lengths,
     Field(description="a number of frames, or pairs (frames, weight) with weights above 0"),
 ]
-
-OPTIMIZERS = get_args(Optimizer)
-PRECISIONS = get_args(Precision)
 
 # %% ../nbs/00_config.ipynb #c65c86c6
 @one_line_errors
@@ -512,7 +495,7 @@ class StageConfig:
     steps: Positive = 1000  # optimiser steps
     batch_size: Positive = 16  # sequences per step, at the first length
     # frames per sequence, or pairs (frames, weight) to alternate (3.4)
-    length: Length = 16
+    length: SequenceLength = 16
     lr: AboveZero = 3e-4  # highest learning rate
     warmup: Count = 50  # first steps, over which the learning rate rises from 0
     # fraction of the steps, at the end, over which the learning rate falls to 0
