@@ -161,8 +161,7 @@ def evaluate_imagination(
     )
     kept = ("returns", "temperature", "validation")
     return {
-        name: {k: outcome[k] for k in kept if k in outcome}
-        for name, outcome in policies.items()
+        name: {k: result[k] for k in kept if k in result} for name, result in policies.items()
     }
 
 # %% ../../nbs/studies/09_dream_and_truth.ipynb #805aacbe
