@@ -81,7 +81,7 @@ class AppendingLayer(FastLayer):
 
     attention_classes = FastLayer.attention_classes | dict(t=AppendingTimeAttention)
 
-
+# %% ../../nbs/studies/17_ablations.ipynb #14360b5a
 class OneProductSwiGLU(SwiGLU):
     "Gate and value as halves of one product, which then lie apart in memory."
 
@@ -166,7 +166,7 @@ def run_inside(
 
     return run
 
-
+# %% ../../nbs/studies/17_ablations.ipynb #2854eb59
 class WarmedUp:
     """A function whose first call makes several.
 

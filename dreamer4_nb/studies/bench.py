@@ -49,6 +49,8 @@ PEER_CONFIG = Config(
         width=128, num_heads=4, num_kv_heads=4, time_every=4, packing=1, k_max=64
     ),
 )
+
+# %% ../../nbs/studies/14_bench.ipynb #9994eef1
 PEER_SCRIPT = """
 # a torchvision built for CUDA lacks two operators beside a torch for CPU
 operators = torch.library.Library("torchvision", "FRAGMENT")
@@ -197,7 +199,7 @@ def bench_peer_flow(config: Config, process: WorkerProcess) -> Benchmark:
     }
     return Benchmark(variants, 64, "a flow step of the dynamics")
 
-
+# %% ../../nbs/studies/14_bench.ipynb #4c8976eb
 def bench_peer_shortcut(config: Config, process: WorkerProcess) -> Benchmark:
     "A training step that learns large steps, ours and the peer's."
     variants = {
@@ -292,7 +294,7 @@ def run_bench(
         return measure_benchmark(result, rounds, seconds)
     return result
 
-
+# %% ../../nbs/studies/14_bench.ipynb #9037abfb
 def run_benches(
     benches: dict[str, Callable[[Config], Any]],  # of `BENCHES` or `peers`
     size: str,  # a name in `SIZES`

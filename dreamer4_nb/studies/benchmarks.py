@@ -92,7 +92,7 @@ def new_dynamics(
         transformer=transformer,
     )
 
-
+# %% ../../nbs/studies/16_benchmarks.ipynb #26d0c32d
 def random_recordings(
     config: Config,
     folder: Path | str,  # for the memory maps
@@ -192,7 +192,7 @@ def encode_windows(
 
     return encode
 
-
+# %% ../../nbs/studies/16_benchmarks.ipynb #08db102a
 def encode_frame_by_frame(
     config: Config,
 ) -> Callable[[], None]:
@@ -273,7 +273,7 @@ def dynamics_step(
     model = prepare(new_dynamics(config, transformer, levels, **overrides))
     return training_step(model, dynamics_loss, random_windows(config, B, T), **settings)
 
-
+# %% ../../nbs/studies/16_benchmarks.ipynb #6b6f6918
 def bench_dynamics_flow(config: Config) -> Benchmark:
     "A training step of the finest step size, beside dense attention."
     dense = partial(FastTransformer, attention="dense")
@@ -442,7 +442,7 @@ def bench_phase3(
     variants = {"ours": step, "no cache": uncached_step}
     return Benchmark(variants, contexts * im.horizon, work, folder)
 
-
+# %% ../../nbs/studies/16_benchmarks.ipynb #2cb4b9bc
 def bench_loader(config: Config) -> Benchmark:
     "Batches of latents from memory maps, beside frames that are encoded each time."
     folder = tempfile.TemporaryDirectory()
@@ -546,7 +546,7 @@ def stage_parts(
         return new_dynamics(config), dynamics_loss
     return Agent(new_dynamics(config), eight_actions(), config.agent), agent_loss()
 
-
+# %% ../../nbs/studies/16_benchmarks.ipynb #ca9afe86
 def time_stage(
     config: Config,
     stage: str,  # see `stage_parts`
@@ -591,7 +591,7 @@ def time_stage(
         cpu_seconds=cpu, wall_seconds=wall, more_at_first=max(0.0, total - steps * wall)
     )
 
-
+# %% ../../nbs/studies/16_benchmarks.ipynb #1d93d7fd
 def bench_compiled_training(
     config: Config,
     steps: int = 100,  # of each training

@@ -170,7 +170,7 @@ def dream_gain(
     "How much better a dream is than a still picture, and than one under other actions."
     return rollout["psnr"] - max(rollout["repeat_last"], rollout["shuffled"])
 
-
+# %% ../../nbs/studies/12_claim.ipynb #037e4c8b
 def verdicts(
     results: dict,  # of `run_claim`
 ) -> list[tuple[str, str, str, bool]]:  # what, measured, bar, reached

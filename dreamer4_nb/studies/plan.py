@@ -108,7 +108,7 @@ def fused_attention(
     "In the place of `attend`, to count what a fused kernel would keep."
     return _FusedAttention.apply(q, k, v)
 
-
+# %% ../../nbs/studies/13_plan.ipynb #b9a19979
 class ActivationCounter:
     "Adds up what autograd keeps of a model's forward pass, each storage once."
 
@@ -149,7 +149,7 @@ def _storage_id(tensor: torch.Tensor) -> int:
     "Identifies a storage on the meta device, too, where all addresses are 0."
     return tensor.untyped_storage()._cdata
 
-
+# %% ../../nbs/studies/13_plan.ipynb #914b8e59
 def activation_bytes(
     stage: str,  # one of `TRAINED_STAGES`
     model: nn.Module,  # from `build_stage_model`

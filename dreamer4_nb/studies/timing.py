@@ -78,7 +78,7 @@ for line in sys.stdin:
     print(json.dumps(answer), file=answers, flush=True)
 """
 
-
+# %% ../../nbs/studies/15_timing.ipynb #70c113dc
 class WorkerProcess:
     "A process that times work on request."
 
@@ -203,7 +203,7 @@ def time_in_turns(
                 turns.append(works[name].time_calls(seconds))
     return times
 
-
+# %% ../../nbs/studies/15_timing.ipynb #3072596d
 def measure_benchmark(
     benchmark: Benchmark,
     rounds: int = 7,  # turns of each variant

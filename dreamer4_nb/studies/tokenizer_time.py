@@ -171,7 +171,7 @@ def train_for(
     )
     return len(losses)
 
-
+# %% ../../nbs/studies/05_tokenizer_time.ipynb #9ddd241f
 @torch.no_grad()
 def reconstruction_metrics(
     tokenizer: Tokenizer,
@@ -276,7 +276,7 @@ def train_dynamics_for(
     steps = train_for(dynamics, dynamics_loss, batches, seconds, lr=2e-3, seed=seed)
     return dynamics.eval(), steps
 
-
+# %% ../../nbs/studies/05_tokenizer_time.ipynb #159b1d0f
 def measure_tokenizer_time(
     run_dir: Path | str,  # converted run, for Crafter's recordings
     overrides: dict,  # of `TOKENIZER_TIME_VARIANTS`

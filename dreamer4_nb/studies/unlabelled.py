@@ -136,7 +136,7 @@ def dream_ssim(
     truth = sequences["truth"][:, context:].flatten(0, 1) / 255
     return ssim(dream, truth)
 
-
+# %% ../../nbs/studies/07_unlabelled.ipynb #1d1ed495
 def measure_action_share(
     run_dir: Path | str,  # run that is trained up to its latents
     overrides: dict,  # of `ACTION_SHARE_VARIANTS`
@@ -321,7 +321,7 @@ def build_models(
         dynamics.load_state_dict(weights)
     return tokenizer, dynamics
 
-
+# %% ../../nbs/studies/07_unlabelled.ipynb #ad05e939
 def measure_finetuning(
     run_dir: Path | str,  # the run on films stands beside this one
     overrides: dict,  # of `MINETEST_VARIANTS`, with films (a folder's name) and footage
