@@ -129,6 +129,14 @@ def train_checked(
     return run
 
 # %% ../nbs/03_pipeline.ipynb #44b54ba7
+def _check_config(config):
+    if not isinstance(config, Config):
+        raise ValueError(
+            f"config: {type(config).__name__}, expected a Config. "
+            "Hint: named('laptop') makes one, load_config reads one from a file"
+        )
+
+
 def train(
     config: Config,  # such as `named("laptop")`
     recordings: Path | str | None,  # folder of recordings; None: record the embedded world
@@ -139,6 +147,7 @@ def train(
     progress: bool = True,  # show progress bars
 ) -> Run:  # ready for `load(run.out)`
     "Train a world model and an agent on recordings, stage by stage"
+    _check_config(config)
     check_device(device)
     stages_up_to(upto)
     if recordings is not None:
@@ -183,5 +192,6 @@ def demo(
     progress: bool = True,  # show progress bars
 ) -> Run:  # with results.json and report.html in its folder
     "Record an embedded world, learn a world model, train an agent inside it, and report"
+    _check_config(config)
     check_device(device)
     return run_all(Run(out, config, device, progress))

@@ -241,6 +241,7 @@ WRONG_CALLS = [
     ("train(d4.paper(), None, 'out')", "data.task = 'recordings'"),
     ("train(d4.laptop(), None, 'out', device='gpu')", "must be a device that PyTorch can"),
     ("train(d4.laptop(), None, 'out', upto='agnet')", "Did you mean 'agent'?"),
+    ("train({}, None, 'out')", "config: dict, expected a Config"),
     ("evaluate('nowhere')", "nowhere/run.json: no run here"),
     ("make_world('fly')", "'fly'"),
     ("named('laptob')", "Did you mean 'laptop'?"),

@@ -156,3 +156,13 @@ def test_weights_saved_under_an_earlier_name_are_read(tmp_path):
     expected = tensors["readouts"]
     load_model(tmp_path / "model.safetensors", model)
     assert torch.equal(model.decoder_queries, expected)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 3, 16, 24), (2, 3, 1, 16, 16), (3, 16, 16)])
+def test_frames_of_another_shape(shape):
+    config = TokenizerConfig(
+        image_size=16, width=32, depth=2, num_heads=2, num_latents=4, latent_dim=4
+    )
+    with pytest.raises(ValueError, match=r"expected \(B, T, 3, 16, 16\)\. Hint: ") as error:
+        Tokenizer(config).encode(torch.zeros(shape))
+    assert str(shape) in str(error.value)

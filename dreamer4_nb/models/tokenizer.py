@@ -123,6 +123,14 @@ class Tokenizer(nn.Module):
     def num_patches(self) -> int:  # patches of a frame
         return self.rows * self.cols
 
+    def _check_frames(self, frames):
+        if frames.ndim != 5 or tuple(frames.shape[2:]) != self.frame_shape:
+            expected = ", ".join(map(str, self.frame_shape))
+            raise ValueError(
+                f"frames: shape {tuple(frames.shape)}, expected (B, T, {expected}). "
+                "Hint: resize them, or set tokenizer.image_size"
+            )
+
     def encode(
         self,
         frames: torch.Tensor,  # float (B, T, C, H, W) in [0, 1], or uint8
@@ -130,7 +138,8 @@ class Tokenizer(nn.Module):
         single: torch.Tensor | None = None,  # bool (B,): separate images
         cache: TimeCache | None = None,  # continue from earlier frames
     ) -> torch.Tensor:  # latents (B, T, num_latents, latent_dim) in [-1, 1]
-        "Write frames into latents."
+        "Write frames into latents; a ValueError for frames of another size."
+        self._check_frames(frames)
         if frames.dtype == torch.uint8:
             frames = frames.float() / 255
         B, T = frames.shape[:2]
