@@ -9,7 +9,7 @@ settings.register_profile("full", max_examples=300, deadline=None)
 
 
 def pytest_addoption(parser):
-    parser.addoption("--full", action="store_true", help="run slow cells and slow tests as well")
+    parser.addoption("--full", action="store_true", help="run slow cells and slow tests, too")
 
 
 def pytest_configure(config):

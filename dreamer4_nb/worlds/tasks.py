@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['constants', 'engine', 'objects', 'environment', 'MOVES', 'BASIC_ACTIONS', 'CRAFT_ACTIONS', 'ACHIEVEMENTS',
-           'MATERIALS', 'WALKABLE_MATERIALS', 'MATERIAL', 'TREE', 'WATER', 'GRASS', 'TASKS', 'CrafterModule',
-           'PlayerKind', 'Task', 'register_task', 'find_task']
+           'MATERIALS', 'WALKABLE_MATERIALS', 'MATERIAL', 'TREE', 'GRASS', 'TASKS', 'CrafterModule', 'PlayerKind',
+           'Task', 'register_task', 'find_task']
 
 # %% ../../nbs/worlds/01_tasks.ipynb #1045ecb7
 from dataclasses import dataclass
@@ -90,7 +90,6 @@ MATERIALS = (
 WALKABLE_MATERIALS = ("grass", "path", "sand")
 MATERIAL = {name: i for i, name in enumerate(MATERIALS)}
 TREE = MATERIAL["tree"]
-WATER = MATERIAL["water"]
 GRASS = MATERIAL["grass"]
 
 # %% ../../nbs/worlds/01_tasks.ipynb #b1647648
