@@ -10,12 +10,11 @@ __all__ = ['EXPERIMENT_FORMAT', 'EXPERIMENT_VERSION', 'to_columns', 'to_rows', '
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..files import atomic_file, read_json
-from ..run.run import RunError
+from ..run.folder import RunError
 
 # %% ../../nbs/studies/00_results.ipynb #292364c7
 def to_columns(

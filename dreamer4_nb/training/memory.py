@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['M_TRIM_THRESHOLD', 'M_MMAP_MAX', 'keep_freed_memory', 'check_device']
 
-# %% ../../nbs/training/07_memory.ipynb #5f72964d
+# %% ../../nbs/training/07_memory.ipynb #9c4ad7f4
 import ctypes
 import sys
 
 import torch
 
-# %% ../../nbs/training/07_memory.ipynb #37de216f
+# %% ../../nbs/training/07_memory.ipynb #e9828156
 # numbers of the two settings in glibc's malloc.h
 M_TRIM_THRESHOLD = -1
 M_MMAP_MAX = -4
@@ -28,7 +28,7 @@ def keep_freed_memory() -> bool:  # whether the C library took both settings
     never_trim = c_library.mallopt(M_TRIM_THRESHOLD, -1)
     return no_separate_blocks == 1 and never_trim == 1
 
-# %% ../../nbs/training/07_memory.ipynb #8fb1b698
+# %% ../../nbs/training/07_memory.ipynb #f3dbc844
 def check_device(
     device: torch.device | str,  # as PyTorch names them: 'cpu', 'cuda', 'cuda:1', 'mps'
 ) -> torch.device:  # the same device
