@@ -316,7 +316,7 @@ def is_good_error(error, path):
     return is_expected and not is_raw and "\n" not in text and path.name in text
 
 
-def outcome(kind, root, path, whole):
+def judge(kind, root, path, whole):
     "What a reader makes of a damaged file: 'rejected', 'same' or 'other'"
     try:
         with at_most(60):
@@ -339,7 +339,7 @@ def survey(name, count, seed, folder):
     for i in range(count):
         path.write_bytes(kind.damage(np.random.default_rng([seed, i]), good))
         try:
-            counts[outcome(kind, root, path, whole)] += 1
+            counts[judge(kind, root, path, whole)] += 1
         except BaseException as error:
             problem = f"{type(error).__name__}: {error}"
             raise AssertionError(f"{name}, seed {seed}, mutation {i}: {problem}") from error

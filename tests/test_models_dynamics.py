@@ -154,8 +154,8 @@ def test_cache_equals_the_full_pass(variant):
 def test_previous_latents_are_those_around_each_place():
     model = make("laptop")
     latents, _, _, _ = window()
-    found = model.previous_latents(latents, None, None, True, 0)
-    found = found.unflatten(-1, (3, 3, 8)).unflatten(2, (4, 4))
+    computed = model.previous_latents(latents, None, None, True, 0)
+    computed = computed.unflatten(-1, (3, 3, 8)).unflatten(2, (4, 4))
     plane = latents.unflatten(2, (4, 4))
     for row in range(4):
         for col in range(4):
@@ -164,17 +164,17 @@ def test_previous_latents_are_those_around_each_place():
                     r, c = row + i - 1, col + j - 1
                     there = 0 <= r < 4 and 0 <= c < 4
                     expected = plane[:, :-1, r, c] if there else torch.zeros(B, T - 1, 8)
-                    assert torch.equal(found[:, 1:, row, col, i, j], expected)
-    assert (found[:, 0] == 0).all()
+                    assert torch.equal(computed[:, 1:, row, col, i, j], expected)
+    assert (computed[:, 0] == 0).all()
 
 
 @torch.no_grad()
 def test_previous_latents_of_paired_sequences_are_the_clean_ones():
     model = make("laptop")
     z = torch.randn(4, T, 16, 8)
-    found = model.previous_latents(z, None, None, True, paired=2)
+    computed = model.previous_latents(z, None, None, True, paired=2)
     clean = model.previous_latents(z[:2], None, None, True, paired=0)
-    assert torch.equal(found[2:], clean) and torch.equal(found[:2], clean)
+    assert torch.equal(computed[2:], clean) and torch.equal(computed[:2], clean)
 
 
 @torch.no_grad()

@@ -59,9 +59,9 @@ def test_the_best_answer_to_a_target_is_the_target(name):
         optimizer.zero_grad()
         loss.sum().backward()
         optimizer.step()
-    found = code.mean(logits[:, :41]).detach()
+    computed = code.mean(logits[:, :41]).detach()
     # focal loss stops where it is nearly right
-    assert (found - targets).abs().max() < 0.3
+    assert (computed - targets).abs().max() < 0.3
 
 
 @pytest.mark.parametrize("shift", [0, 1])

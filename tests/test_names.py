@@ -1,6 +1,7 @@
 "Names are the field's: none of those that the book once had for itself is left"
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -14,7 +15,23 @@ RETIRED = set(
     share shares clone clones clone_policy clone_data sharpened fill made found seen""".split()
 )
 modules = sorted((root / "dreamer4_nb").rglob("*.py"))
+sources = [
+    *modules,
+    *sorted((root / "nbs").rglob("[0-9][0-9]_*.ipynb")),
+    *sorted((root / "nbs/book").glob("*.py")),
+    *sorted((root / "tests").glob("*.py")),
+]
 # keys of results files are data: strings are not looked at
+
+
+def code_of(path):
+    "The Python of a file; of a notebook, that of its cells without their magics."
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".ipynb":
+        return text
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    code = "\n".join("".join(cell["source"]) for cell in cells)
+    return re.sub(r"^[%!].*$", "", code, flags=re.M)
 
 
 def identifiers(tree):
@@ -30,9 +47,9 @@ def identifiers(tree):
             yield node.attr
 
 
-@pytest.mark.parametrize("path", modules, ids=lambda p: str(p.relative_to(root)))
+@pytest.mark.parametrize("path", sources, ids=lambda p: str(p.relative_to(root)))
 def test_names_are_the_fields(path):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = ast.parse(code_of(path))
     assert sorted(set(identifiers(tree)) & RETIRED) == []
 
 

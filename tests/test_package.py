@@ -217,14 +217,14 @@ def test_type_checkers_see_the_same_names():
     "The imports that only they read, and the table that is used when the program runs"
     tree = ast.parse((package / "__init__.py").read_text(encoding="utf-8"))
     (block,) = [node for node in tree.body if isinstance(node, ast.If)]
-    seen = {}
+    modules_by_name = {}
     for node in block.body:
         for alias in node.names:
-            seen[alias.name] = node.module.removeprefix("dreamer4_nb.")
+            modules_by_name[alias.name] = node.module.removeprefix("dreamer4_nb.")
     import dreamer4_nb as d4
 
-    assert seen == d4._MODULE_OF
-    assert sorted(seen) == d4.__all__
+    assert modules_by_name == d4._MODULE_OF
+    assert sorted(modules_by_name) == d4.__all__
 
 
 WRONG_CALLS = [
@@ -275,8 +275,8 @@ def interpreter(version):
 
 def on_python(version, folder):
     "A new environment of that version, without pip"
-    found = interpreter(version) or pytest.skip(f"no python{version} here")
-    run(found, "-m", "venv", "--without-pip", folder)
+    python = interpreter(version) or pytest.skip(f"no python{version} here")
+    run(python, "-m", "venv", "--without-pip", folder)
     return folder / "bin" / "python"
 
 

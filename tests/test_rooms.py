@@ -10,8 +10,6 @@ sys.path.insert(0, str(root / "nbs/book"))
 
 import rooms  # noqa: E402
 
-OPTIONAL = "av crafter numba skimage tensorboard ipywidgets anywidget minerl IPython".split()
-
 
 def ranks():
     "Row of each room, 0 at the bottom."
@@ -42,14 +40,14 @@ def test_no_circle_inside_a_room():
         imports.setdefault(importer, set()).add(imported)
 
     def reach(module):
-        found = set()
+        reached = set()
         waiting = [module]
         while waiting:
             for name in imports.get(waiting.pop(), ()):
-                if name not in found:
-                    found.add(name)
+                if name not in reached:
+                    reached.add(name)
                     waiting.append(name)
-        return found
+        return reached
 
     assert [module for module in imports if module in reach(module)] == []
 

@@ -94,11 +94,11 @@ def learner(out, steps, width=32, layers=False, loss_fn=loss, **changes):
 def slowed(loss_fn, seconds):
     "The same loss, some time later"
 
-    def slow(*args):
+    def slowed(*args):
         time.sleep(seconds)
         return loss_fn(*args)
 
-    return slow
+    return slowed
 
 
 def check_slices(job):

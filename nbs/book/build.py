@@ -76,8 +76,8 @@ def title(path):
 def summary(path):
     "The line under the title, or nothing."
     text = "\n".join(source(c) for c in read_cells(path) if c["cell_type"] == "markdown")
-    found = re.search(r"^> (.*)", text, re.M)
-    return found[1] if found else ""
+    line = re.search(r"^> (.*)", text, re.M)
+    return line[1] if line else ""
 
 
 def figure_stem(path):
@@ -107,16 +107,16 @@ def numbered(text, word, link_to):
 @cache
 def equations():
     "Numbers of the paper's equations that some chapter sets, and where."
-    found = {}
+    places = {}
     for path in chapters():
         for cell in read_cells(path):
             if cell["cell_type"] != "markdown":
                 continue
             for n in re.findall(r"\\tag\{(\d+)\}", source(cell)):
-                if n in found:
-                    raise SystemExit(f"{path.name}: equation {n} is also set in {found[n]}")
-                found[n] = path.name
-    return found
+                if n in places:
+                    raise SystemExit(f"{path.name}: equation {n} is also set in {places[n]}")
+                places[n] = path.name
+    return places
 
 
 def cross_references(text):
@@ -233,9 +233,9 @@ def modules():
     "Module by notebook."
     out = {}
     for path in chapters():
-        found = re.search(r"#\| default_exp ([\w.]+)", path.read_text(encoding="utf-8"))
-        if found and found[1] != "__init__":
-            out[path] = found[1]
+        export = re.search(r"#\| default_exp ([\w.]+)", path.read_text(encoding="utf-8"))
+        if export and export[1] != "__init__":
+            out[path] = export[1]
     return out
 
 

@@ -72,11 +72,11 @@ def absolute_import(node, module):
 
 def type_checking_nodes(tree):
     "Import statements that only a type checker reads."
-    found = set()
+    nodes = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            found |= set(ast.walk(node))
-    return found
+            nodes |= set(ast.walk(node))
+    return nodes
 
 
 def read_imports():
@@ -86,7 +86,7 @@ def read_imports():
         for path in sorted((root / PACKAGE).rglob("*.py"))
         if not path.name.startswith("_")
     }
-    found = set()
+    imports = set()
     for module, path in modules.items():
         tree = ast.parse(path.read_text(encoding="utf-8"))
         only_types = type_checking_nodes(tree)
@@ -94,8 +94,8 @@ def read_imports():
             if not isinstance(node, ast.Import | ast.ImportFrom) or node in only_types:
                 continue
             for target in absolute_import(node, module):
-                found.add((module, target, node not in tree.body))
-    return sorted(found)
+                imports.add((module, target, node not in tree.body))
+    return sorted(imports)
 
 
 def room_imports():
@@ -108,14 +108,14 @@ def without_shortcuts(pairs):
     "Leave out pairs that follow from longer ways."
 
     def reachable(start, skip):
-        seen = set()
+        reached = set()
         waiting = [b for a, b in pairs if a == start and (a, b) != skip]
         while waiting:
             room = waiting.pop()
-            if room not in seen:
-                seen.add(room)
+            if room not in reached:
+                reached.add(room)
                 waiting += [b for a, b in pairs if a == room]
-        return seen
+        return reached
 
     return [(a, b) for a, b in pairs if b not in reachable(a, (a, b))]
 
