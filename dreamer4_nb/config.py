@@ -16,7 +16,6 @@ __all__ = ['Count', 'Positive', 'TwoOrMore', 'Flag', 'Name', 'AboveZero', 'ZeroO
 import difflib
 import json
 import math
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
 from functools import wraps
@@ -25,6 +24,8 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
+
+from .files import atomic_file, read_json
 
 # %% ../nbs/00_config.ipynb #3c1d0a01
 Count = Annotated[int, Field(strict=True, ge=0, description="a whole number, 0 or more")]
@@ -638,12 +639,8 @@ class Config:
     ) -> Path:  # the same file
         "Write the configuration as JSON, all of it or nothing"
         path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
+        with atomic_file(path) as temporary:
             temporary.write_text(_json(self.to_dict()) + "\n", encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
         return path
 
 # %% ../nbs/00_config.ipynb #18d14ad3
@@ -994,14 +991,11 @@ def load_config(
 ) -> Config:
     "Read a configuration; every error names the file"
     path = Path(path)
-    if not path.is_file():
-        hint = "`Config.save` writes one"
-        if str(path) in SIZES:
-            hint = f"for the size of that name give --size {path}"
-        raise FileNotFoundError(f"{path}: no such configuration file. Hint: {hint}")
+    hint = "`Config.save` writes a configuration"
+    if str(path) in SIZES:
+        hint = f"for the size of that name give --size {path}"
+    values = read_json(path, hint=hint)
     try:
-        return config_from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: line {error.lineno}: not JSON: {error.msg}") from None
+        return config_from_dict(values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

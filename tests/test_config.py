@@ -100,8 +100,8 @@ def test_a_wrong_change_names_the_field(values, message):
 
 # the content of a file
 WRONG_FILES = [
-    ("", "config.json: line 1: not JSON"),
-    ('{"version": 1 "name": "x"}', "config.json: line 1: not JSON"),
+    ("", "config.json: not readable as JSON"),
+    ('{"version": 1 "name": "x"}', "config.json: not readable as JSON"),
     ("[]", "must be a group of settings in braces"),
     ('{"version": 7}', "version = 7: must be 1"),
     (
@@ -124,7 +124,7 @@ def test_a_wrong_file_names_itself_and_the_field(tmp_path, text, message):
 
 
 def test_a_missing_file_comes_with_a_hint(tmp_path):
-    with pytest.raises(FileNotFoundError, match="Hint: `Config.save` writes one"):
+    with pytest.raises(FileNotFoundError, match="Hint: `Config.save` writes a configuration"):
         load_config(tmp_path / "none.json")
     with pytest.raises(FileNotFoundError, match="Hint: .* --size smoke"):
         load_config("smoke")

@@ -8,7 +8,6 @@ __all__ = ['StopTraining', 'Callback', 'EMA', 'Checkpoint', 'count_frames', 'rea
 
 # %% ../../nbs/training/03_callbacks.ipynb #0497de13
 import json
-import os
 import time
 import warnings
 from collections import deque
@@ -22,6 +21,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from ..files import atomic_file
 from dreamer4_nb.training.checkpoint import (
     is_sharded,
     read_tensors,
@@ -198,15 +198,10 @@ class LogFile:
         rows = []
         if step and path.exists():
             rows = [row for row in read_training_log(path) if row["step"] <= step]
-        temporary = path.with_suffix(".tmp")
-        try:
-            with _disk_error(path, "log not written"):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-                os.replace(temporary, path)
-                self.file = open(path, "ab", buffering=0)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with atomic_file(path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with _disk_error(path, "log not written"):
+            self.file = open(path, "ab", buffering=0)
 
     def append(self, row: dict) -> None:
         with _disk_error(self.path, "log not written"):
