@@ -206,7 +206,7 @@ def test_dreams_repeat_with_their_seed_and_use_their_sampler():
     latents, actions, _, _ = window()
     a, b = (generate(model, latents[:, :3], actions, generator=seeded(5)) for _ in range(2))
     assert torch.equal(a, b) and torch.equal(a[:, :3], latents[:, :3])
-    dream = Dream(model, sampler=lambda f, z, K, k_max: torch.full_like(z, 7.0))
+    dream = Dream(model, sampler=lambda f, z, sample_steps, k_max: torch.full_like(z, 7.0))
     assert (dream.step(actions[:, 0])[0] == 1).all()  # clipped
 
 

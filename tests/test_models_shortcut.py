@@ -7,8 +7,8 @@ from dreamer4_nb.models.shortcut import (
     NoiseSchedule,
     NoisyLatents,
     add_noise,
+    add_noise_to_latents,
     bootstrap_target,
-    corrupt_latents,
     ramp_weight,
     shortcut_error,
     shortcut_loss,
@@ -78,10 +78,10 @@ def test_one_step_grid_has_no_bootstrap():
     assert not NoiseSchedule(1, bootstrap_fraction=1.0).sample(10, 4, seeded())[2].any()
 
 
-@pytest.mark.parametrize("K", [1, 2, 4, 8])
-def test_a_perfect_denoiser_returns_the_data(K):
+@pytest.mark.parametrize("sample_steps", [1, 2, 4, 8])
+def test_a_perfect_denoiser_returns_the_data(sample_steps):
     data, noise = torch.randn(2, 5, 3, generator=seeded())
-    close(shortcut_sample(lambda z, i, e: data, noise, K, 8), data)
+    close(shortcut_sample(lambda z, i, e: data, noise, sample_steps, 8), data)
 
 
 def test_what_the_sampler_asks_for():
@@ -98,10 +98,10 @@ def test_what_the_sampler_asks_for():
     assert asked == [(0, 0)]
 
 
-@pytest.mark.parametrize("K", [3, 16, 0])
-def test_sampling_steps_off_the_grid(K):
+@pytest.mark.parametrize("sample_steps", [3, 16, 0])
+def test_sampling_steps_off_the_grid(sample_steps):
     with pytest.raises((ValueError, ZeroDivisionError)):
-        shortcut_sample(lambda z, i, e: z, torch.zeros(1), K, 8)
+        shortcut_sample(lambda z, i, e: z, torch.zeros(1), sample_steps, 8)
 
 
 def test_noise_and_ramp():
@@ -117,7 +117,7 @@ def test_noise_and_ramp():
 
 def make_noisy(schedule, B=64, T=8):
     z1 = torch.randn(B, T, 3, generator=seeded(1))
-    return z1, corrupt_latents(z1, schedule, seeded(2))
+    return z1, add_noise_to_latents(z1, schedule, seeded(2))
 
 
 def test_a_perfect_model_is_its_own_bootstrap_target():
@@ -212,6 +212,6 @@ def test_error_is_weighed_and_counted():
 def test_given_levels_are_used():
     schedule = NoiseSchedule(4)
     levels = schedule.sample(3, 5, seeded(4))
-    noisy = corrupt_latents(torch.randn(3, 5, 2), schedule, levels=levels)
+    noisy = add_noise_to_latents(torch.randn(3, 5, 2), schedule, levels=levels)
     assert torch.equal(noisy.signal_level_index, levels[0])
     assert torch.equal(noisy.bootstrap, levels[2])

@@ -83,9 +83,9 @@ def test_there_is_only_the_dream_where_no_world_fits(copy, change, word):
     assert player.reset(1).why_no_world == ""
 
 
-def frames_of(player, K, context):
+def frames_of(player, sample_steps, context):
     "Three dreamed frames with so many calls of the network and so long a memory"
-    player.K = K
+    player.sample_steps = sample_steps
     player.context = context
     player.reset(2, 30)
     return np.stack([player.step(name).frame for name in ("left", "do", "up")])

@@ -23,8 +23,8 @@ from dreamer4_nb.models.shortcut import (
     NoiseSchedule,
     NoisyLatents,
     add_noise,
+    add_noise_to_latents,
     bootstrap_target,
-    corrupt_latents,
     shortcut_error,
     shortcut_sample,
     shortcut_targets,
@@ -264,7 +264,7 @@ class Dynamics(nn.Module):
         noise = torch.randn(latents.shape, generator=generator).to(latents)
         context = self.as_context(latents, noise)
         z1 = latents[:count]
-        noisy = corrupt_latents(z1, self.noise_schedule, generator)
+        noisy = add_noise_to_latents(z1, self.noise_schedule, generator)
 
         def predict(z, signal_level_index, step_index, rows):
             part = NoisyLatents(z, signal_level_index, step_index, noisy.bootstrap[rows])
@@ -402,13 +402,13 @@ class Dream:
         self,
         model: Dynamics,
         task: torch.Tensor | None = None,  # (B,) long: also read agent features
-        K: int | None = None,  # sampling steps per frame; None: the configuration's
+        sample_steps: int | None = None,  # sampling steps per frame; None: the configuration's
         generator: torch.Generator | None = None,  # of the noise
         sampler: Callable = shortcut_sample,  # how a frame is drawn from noise
     ):
         self.model = model
         self.task = task
-        self.K = K or model.config.sample_steps
+        self.sample_steps = sample_steps or model.config.sample_steps
         self.generator = generator
         self.sampler = sampler
         self.cache = TimeCache(model.config.context)
@@ -464,7 +464,8 @@ class Dream:
             return prediction
 
         noise = self._noise(B, 1, *self.model.latent_shape)
-        z = self.sampler(denoise, noise, self.K, self.model.config.k_max).clamp(-1, 1)
+        k_max = self.model.config.k_max
+        z = self.sampler(denoise, noise, self.sample_steps, k_max).clamp(-1, 1)
         return z, self.observe(z, actions, action_mask)
 
 # %% ../../nbs/models/05_dynamics.ipynb #c316b5bc
@@ -472,12 +473,12 @@ def generate(
     model: Dynamics,
     context: torch.Tensor,  # clean latents (B, T0, L, D)
     actions: torch.Tensor,  # (B, T0 + steps, components), index t led to step t
-    K: int | None = None,  # sampling steps per frame; None: the configuration's
+    sample_steps: int | None = None,  # sampling steps per frame; None: the configuration's
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:  # latents (B, T0 + steps, L, D), the context first
     "Continue a context under given actions."
     T0 = context.shape[1]
-    dream = Dream(model, K=K, generator=generator)
+    dream = Dream(model, sample_steps=sample_steps, generator=generator)
     dream.observe(context, actions[:, :T0])
     new = [dream.step(actions[:, t])[0] for t in range(T0, actions.shape[1])]
     return torch.cat([context, *new], 1)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NoiseSchedule', 'shortcut_sample', 'like_latents', 'add_noise', 'ramp_weight', 'bootstrap_target', 'NoisyLatents',
-           'corrupt_latents', 'shortcut_targets', 'shortcut_error', 'shortcut_loss']
+           'add_noise_to_latents', 'shortcut_targets', 'shortcut_error', 'shortcut_loss']
 
 # %% ../../nbs/models/03_shortcut.ipynb #d8033da5
 from collections.abc import Callable
@@ -83,22 +83,22 @@ class NoiseSchedule:
 def shortcut_sample(
     f: Callable,  # f(z, signal_level_index, step_index) -> clean prediction; plain integers
     z: torch.Tensor,  # noise, any shape
-    K: int,  # sampling steps, a power of two at most k_max
+    sample_steps: int,  # sampling steps, a power of two at most k_max
     k_max: int,  # finest grid
 ) -> torch.Tensor:  # clean sample, like z
     """Integrate the shortcut model from noise to data in K steps (paper 3.2).
 
-    Raises ValueError where K is not on the grid.
+    Raises ValueError where sample_steps is not on the grid.
     """
-    if K > k_max or k_max % K or K & (K - 1):
+    if sample_steps > k_max or k_max % sample_steps or sample_steps & (sample_steps - 1):
         raise ValueError(
-            f"sample_steps={K} must be a power of two no larger than k_max={k_max}"
+            f"sample_steps={sample_steps} must be a power of two no larger than k_max={k_max}"
         )
-    step_index = K.bit_length() - 1
-    for i in range(K):
-        tau = i / K
-        prediction = f(z, i * (k_max // K), step_index)
-        z = z + (prediction - z) / (K * (1 - tau))
+    step_index = sample_steps.bit_length() - 1
+    for i in range(sample_steps):
+        tau = i / sample_steps
+        prediction = f(z, i * (k_max // sample_steps), step_index)
+        z = z + (prediction - z) / (sample_steps * (1 - tau))
     return z
 
 # %% ../../nbs/models/03_shortcut.ipynb #14a739dc
@@ -161,7 +161,7 @@ class NoisyLatents:
     bootstrap: torch.Tensor  # (B, T) bool, steps that learn from two half steps
 
 
-def corrupt_latents(
+def add_noise_to_latents(
     z1: torch.Tensor,  # clean latents (B, T, ...)
     noise_schedule: NoiseSchedule,
     generator: torch.Generator | None = None,
@@ -247,7 +247,7 @@ def shortcut_loss(
 
     Where `f` is given `rows` (n,) long, `z` and the indices are those of these sequences.
     """
-    noisy = corrupt_latents(z1, noise_schedule, generator, levels)
+    noisy = add_noise_to_latents(z1, noise_schedule, generator, levels)
     targets = shortcut_targets(f, z1, noisy, noise_schedule, target)
     prediction = f(noisy.z, noisy.signal_level_index, noisy.step_index)
     return shortcut_error(prediction, targets, noisy, noise_schedule, weight, floor)

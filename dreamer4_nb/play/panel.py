@@ -104,9 +104,9 @@ class PanelSettings:
         )
         steps = int(player.recordings.steps[player.episode])
         self.start = self._slider(w.IntSlider, "from step", 0, steps, player.start)
-        self.K = w.SelectionSlider(
+        self.sample_steps = w.SelectionSlider(
             options=[2**i for i in range(player.k_max.bit_length())],
-            value=player.K,
+            value=player.sample_steps,
             description="K",
             layout=self.layout,
         )
@@ -200,7 +200,9 @@ class Panel:
             button.on_click(lambda _, name=name: self.do(name))
         s = self.settings
         s.agent.observe(lambda change: self.let_play(change["new"]), "value")
-        s.K.observe(lambda change: setattr(self.player, "K", change["new"]), "value")
+        s.sample_steps.observe(
+            lambda change: setattr(self.player, "sample_steps", change["new"]), "value"
+        )
         for widget in (s.context, s.start, s.episode):
             widget.observe(lambda _: self.do("restart"), "value")
 
@@ -218,7 +220,7 @@ class Panel:
             _row(*(b[name] for name in self.player.moves)),
             _row(s.agent, s.policy, s.temperature, s.speed),
             _row(s.episode, s.start, b["another window"], b["restart"], b["step back"]),
-            _row(s.K, s.context, b["save film"], b["save recording"]),
+            _row(s.sample_steps, s.context, b["save film"], b["save recording"]),
             self.status,
         ]
 

@@ -284,7 +284,7 @@ class Player:
         if self.run.has_policy("value"):
             self.value_head = self.run.policy("value", self.agent)
         dynamics = self.agent.dynamics.config
-        self.K = dynamics.sample_steps  # calls of the network for a frame
+        self.sample_steps = dynamics.sample_steps  # calls of the network for a frame
         self.k_max = dynamics.k_max
         self.context = dynamics.context  # steps that the dream looks back on
         self.max_context = dynamics.context
@@ -305,7 +305,7 @@ class Player:
         self.start = step
         self.generator = torch.Generator().manual_seed(self.seed)
         task = torch.zeros(1, dtype=torch.long, device=device)
-        self.dream = Dream(self.agent.dynamics, task, self.K, self.generator)
+        self.dream = Dream(self.agent.dynamics, task, self.sample_steps, self.generator)
         self.dream.cache = TimeCache(self.context)
         self.decoder_cache = TimeCache(self.tokenizer.config.context)
         features = cast(torch.Tensor, self.dream.observe(*known))
@@ -371,7 +371,7 @@ class Player:
                 self.features,
             )
         )
-        self.dream.K = self.K
+        self.dream.sample_steps = self.sample_steps
         batch = torch.as_tensor(action, device=self.features.device)[None]
         latents, features = self.dream.step(batch)
         self.features = cast(torch.Tensor, features)[:, 0]

@@ -357,7 +357,8 @@ class UncachedDream(Dream):
             return prediction[:, -1:]
 
         noise = self._noise(len(actions), 1, *self.model.latent_shape)
-        z = self.sampler(denoise, noise, self.K, self.model.config.k_max).clamp(-1, 1)
+        k_max = self.model.config.k_max
+        z = self.sampler(denoise, noise, self.sample_steps, k_max).clamp(-1, 1)
         return z, self.observe(z, actions[:, None], action_mask[:, None])
 
 # %% ../../nbs/studies/16_benchmarks.ipynb #62bd4a99

@@ -111,9 +111,9 @@ _STEPS: dict[str, dict] = {
         "dense": "every layer",
         "own keys": True,
         "length": 16,
-        "K": (64, 4),
+        "sample_steps": (64, 4),
     },
-    "shortcut": {"dynamics.bootstrap_fraction": 0.25, "K": (4,)},
+    "shortcut": {"dynamics.bootstrap_fraction": 0.25, "sample_steps": (4,)},
     "x-prediction": {"predicts": "clean latents"},
     "x-loss": {"loss between": "clean latents"},
     "ramp": {"dynamics.ramp_floor": 0.1},
@@ -138,7 +138,7 @@ def cumulative(
     return variants
 
 
-CASCADE_VARIANTS = cumulative(_STEPS) | {"the laptop's own": {"K": (4, 1)}}
+CASCADE_VARIANTS = cumulative(_STEPS) | {"the laptop's own": {"sample_steps": (4, 1)}}
 
 # %% ../../nbs/studies/11_cascade.ipynb #a76c1001
 def cascade_model(
@@ -170,7 +170,7 @@ FRAMES = 64  # in a batch
 def dream_speed(
     model: Dynamics,
     windows: Batch,  # at least the model's context + 1 steps, with latents
-    K: int,  # sampling steps per frame
+    sample_steps: int,  # sampling steps per frame
     sampler: Sampler,
     seconds: float,  # processor time to measure for
 ) -> float:  # dreamed frames per CPU-second
@@ -179,7 +179,7 @@ def dream_speed(
     context = model.config.context
     actions = windows.actions[:1]
     generator = torch.Generator().manual_seed(0)
-    dream = Dream(model, K=K, generator=generator, sampler=sampler)
+    dream = Dream(model, sample_steps=sample_steps, generator=generator, sampler=sampler)
     dream.observe(windows.latents[:1, :context], actions[:, :context])
 
     def step():
@@ -237,14 +237,14 @@ def measure_cascade(
     windows = rollout_windows(run.data()[1], latents, worlds, context + steps, seed)
     sampler = shortcut_sample if model.config.bootstrap_fraction else smallest_steps
     assert windows.frames is not None, "batch: has no frames"
-    by_K = {}
-    for K in overrides["K"]:
-        scores = dream_scores(tokenizer, model, windows, context, K, seed, sampler)
-        speed = dream_speed(model, windows, K, sampler, seconds / 40)
-        by_K[K] = scores | dict(frames_per_cpu_second=speed)
+    by_sample_steps = {}
+    for sample_steps in overrides["sample_steps"]:
+        scores = dream_scores(tokenizer, model, windows, context, sample_steps, seed, sampler)
+        speed = dream_speed(model, windows, sample_steps, sampler, seconds / 40)
+        by_sample_steps[sample_steps] = scores | dict(frames_per_cpu_second=speed)
     return dict(
         dynamics_steps=training_steps,
         training_frames_per_cpu_second=training_speed,
-        K=by_K,
+        K=by_sample_steps,
         repeat_last=repeat_last_psnr(windows.frames / 255, context),
     )

@@ -115,7 +115,7 @@ def lesson_loss(
 def smallest_steps(
     f: Callable,  # f(z, signal_level_index, step_index) -> clean prediction
     z: torch.Tensor,  # noise
-    K: int,  # sampling steps
+    sample_steps: int,  # sampling steps
     k_max: int,  # finest grid
 ) -> torch.Tensor:  # sample
     "The paper's sampler for a model that has only been trained on the smallest step size."
@@ -123,7 +123,7 @@ def smallest_steps(
     def f_at_smallest(z, signal_level_index, step_index):
         return f(z, signal_level_index, k_max.bit_length() - 1)
 
-    return shortcut_sample(f_at_smallest, z, K, k_max)
+    return shortcut_sample(f_at_smallest, z, sample_steps, k_max)
 
 
 FORCING_SAMPLERS = SAMPLERS | dict(smallest_steps=smallest_steps)
@@ -138,11 +138,12 @@ _PAPER: dict[str, Any] = {
 }
 _SAMPLE_STEPS = [1, 2, 4, 8, 16, 64]
 FORCING_VARIANTS: dict[str, dict] = {
-    "paper": _PAPER | {"K": _SAMPLE_STEPS, "context levels": [0.1, 0.5, 0.75, 0.9, 1.0]},
+    "paper": _PAPER
+    | {"sample_steps": _SAMPLE_STEPS, "context levels": [0.1, 0.5, 0.75, 0.9, 1.0]},
     "no bootstrap": _PAPER
     | {
         "dynamics.bootstrap_fraction": 0.0,
-        "K": _SAMPLE_STEPS,
+        "sample_steps": _SAMPLE_STEPS,
         "sampler": "smallest_steps",
     },
     "short target": _PAPER | {"teach": "short target"},
@@ -229,16 +230,19 @@ def measure_forcing(
     windows = rollout_windows(held_out, latents, worlds, context + steps, seed)
     sampler = FORCING_SAMPLERS[overrides.get("sampler", "paper")]
 
-    def dreams(model, K):
-        return dream_scores(tokenizer, model, windows, context, K, seed, sampler)
+    def dreams(model, sample_steps):
+        return dream_scores(tokenizer, model, windows, context, sample_steps, seed, sampler)
 
     assert windows.frames is not None, "batch: has no frames"
+    by_sample_steps = {}
+    for sample_steps in overrides.get("sample_steps", (1, 4)):
+        by_sample_steps[sample_steps] = dreams(model, sample_steps)
     by_level = {}
     for level in overrides.get("context levels", ()):
         by_level[level] = dreams(with_context_signal(model, train.codec, level), 4)
     return dict(
         dynamics_steps=training_steps,
-        K={K: dreams(model, K) for K in overrides.get("K", (1, 4))},
+        K=by_sample_steps,
         repeat_last=repeat_last_psnr(windows.frames / 255, context),
         context=by_level,
     )

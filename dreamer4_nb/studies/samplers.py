@@ -30,28 +30,30 @@ Sampler = Callable[[Callable, torch.Tensor, int, int], torch.Tensor]
 def reviewed(
     f: Callable,  # f(z, signal_level_index, step_index) -> clean prediction
     z: torch.Tensor,  # noise, any shape
-    K: int,  # sampling steps, a power of two at most k_max
+    sample_steps: int,  # sampling steps, a power of two at most k_max
     k_max: int,  # finest grid
     steps_ahead: int = 0,  # how far the signal level that `f` reads is ahead of the true one
 ) -> torch.Tensor:  # sample, with noise left in it
     "The reviewed code's sampler: each step goes the same fraction of the way left (issue 2)."
-    for i in range(K):
-        signal_level_index = (i + steps_ahead) * (k_max // K)
-        prediction = f(z, signal_level_index, K.bit_length() - 1)
-        z = z + (prediction - z) / K
+    for i in range(sample_steps):
+        signal_level_index = (i + steps_ahead) * (k_max // sample_steps)
+        prediction = f(z, signal_level_index, sample_steps.bit_length() - 1)
+        z = z + (prediction - z) / sample_steps
     return z
 
 
-def option_a(f: Callable, z: torch.Tensor, K: int, k_max: int) -> torch.Tensor:
+def option_a(f: Callable, z: torch.Tensor, sample_steps: int, k_max: int) -> torch.Tensor:
     "The review's Option A: as `reviewed`, with the signal level of the next step (issue 2)."
-    return reviewed(f, z, K, k_max, steps_ahead=1)
+    return reviewed(f, z, sample_steps, k_max, steps_ahead=1)
 
 
-def last_prediction(f: Callable, z: torch.Tensor, K: int, k_max: int) -> torch.Tensor:
+def last_prediction(
+    f: Callable, z: torch.Tensor, sample_steps: int, k_max: int
+) -> torch.Tensor:
     "As `reviewed`, but the sample is the last prediction instead of the last point."
-    for i in range(K):
-        prediction = f(z, i * (k_max // K), K.bit_length() - 1)
-        z = z + (prediction - z) / K
+    for i in range(sample_steps):
+        prediction = f(z, i * (k_max // sample_steps), sample_steps.bit_length() - 1)
+        z = z + (prediction - z) / sample_steps
     return prediction
 
 
@@ -85,14 +87,14 @@ def dream_latents(
     dynamics: Dynamics,
     windows: Batch,  # windows of `context` steps and more, with latents and actions
     context: int,  # steps given
-    K: int | None = None,  # sampling steps per frame; None: the configuration's
+    sample_steps: int | None = None,  # sampling steps per frame; None: the configuration's
     seed: int = 0,  # of the noise
     sampler: Sampler = shortcut_sample,
 ) -> torch.Tensor:  # (B, T - context, L, D)
     "Continue each window's context to its end under the recorded actions."
     assert windows.latents is not None, "batch: has no latents"
     generator = torch.Generator().manual_seed(seed)
-    dream = Dream(dynamics, K=K, generator=generator, sampler=sampler)
+    dream = Dream(dynamics, sample_steps=sample_steps, generator=generator, sampler=sampler)
     dream.observe(windows.latents[:, :context], windows.actions[:, :context])
     steps = []
     for t in range(context, windows.latents.shape[1]):
@@ -122,14 +124,14 @@ def dream_scores(
     dynamics: Dynamics,
     windows: Batch,  # windows of `context` steps and more, with latents, actions and frames
     context: int = 8,  # steps given
-    K: int | None = None,  # sampling steps per frame; None: the configuration's
+    sample_steps: int | None = None,  # sampling steps per frame; None: the configuration's
     seed: int = 0,  # of the noise
     sampler: Sampler = shortcut_sample,
 ) -> dict:  # psnr (dB), psnr_by_step, tree_recall (by step), spread, frechet
     "Dreams under the recorded actions beside what was recorded."
     assert windows.latents is not None, "batch: has no latents"
     assert windows.frames is not None, "batch: has no frames"
-    dreamed = dream_latents(dynamics, windows, context, K, seed, sampler)
+    dreamed = dream_latents(dynamics, windows, context, sample_steps, seed, sampler)
     recorded = windows.latents[:, context:]
     frames = torch.cat([tokenizer.decode(part).clamp(0, 1) for part in dreamed.split(16)])
     truth = windows.frames[:, context:] / 255

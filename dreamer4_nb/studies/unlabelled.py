@@ -157,12 +157,20 @@ def measure_action_share(
     shown = PartlyLabelled(held_out, knows_actions)
     latents = LatentStore(run.out / "latents")
     results: dict[str, Any] = dict(dynamics_steps=training_steps)
-    for K in (1, 4):
+    for sample_steps in (1, 4):
         sequences = rollouts(
-            tokenizer, model, shown, latents, worlds, context, steps, seed, sample_steps=K
+            tokenizer,
+            model,
+            shown,
+            latents,
+            worlds,
+            context,
+            steps,
+            seed,
+            sample_steps=sample_steps,
         )
         scores = score_rollouts(sequences, context)
-        results[f"K={K}"] = scores | dict(ssim=dream_ssim(sequences, context))
+        results[f"K={sample_steps}"] = scores | dict(ssim=dream_ssim(sequences, context))
     return results
 
 # %% ../../nbs/studies/07_unlabelled.ipynb #d81d68dd
