@@ -131,8 +131,8 @@ class PaddedMap:
     def window(
         self,
         centre: np.ndarray,  # cell (x, y)
-        columns: int,
-        rows: int,
+        columns: int,  # cells across
+        rows: int,  # cells down
     ) -> np.ndarray:  # int (rows, columns)
         "Material ids around a cell, row by column."
         x, y = centre + (self.margin - columns // 2, self.margin - rows // 2)
@@ -153,7 +153,7 @@ class CrafterState:
 
     def place(
         self,
-        generated: GeneratedWorld,
+        generated: GeneratedWorld,  # from `generate_world`; it is not changed
     ) -> None:
         "Begin anew with a fresh copy of a generated world."
         world = self._world
@@ -196,6 +196,7 @@ class CrafterState:
 
     @property
     def is_asleep(self) -> bool:
+        "Whether the player sleeps."
         return self._player.sleeping
 
     @property
@@ -231,8 +232,9 @@ class GridRenderer:
 
     def __call__(
         self,
-        state: CrafterState,
+        state: CrafterState,  # what the frame shows
     ) -> np.ndarray:  # uint8 (64, 64, 3)
+        "The picture of a state: the view cell by cell, two rows of items below."
         player = state._player
         index = np.empty((ROWS + 2, COLUMNS), int)
         index[:ROWS] = state.grid_view() * len(THINGS)
@@ -253,7 +255,7 @@ class CrafterRenderer:
 
     def __init__(
         self,
-        state: CrafterState,
+        state: CrafterState,  # drawn at each call
         grid: tuple[int, int],  # visible cells across and down
     ):
         columns, rows = grid
@@ -265,6 +267,7 @@ class CrafterRenderer:
         self,
         state: CrafterState,  # the one that the renderer was made for
     ) -> np.ndarray:  # uint8 (64, 64, 3)
+        "The picture of the state as Crafter draws it, inside a black border."
         ground = self.local_view(state._player, self.unit)
         items = self.item_view(state._player.inventory, self.unit)
         picture = np.concatenate([ground, items], 1)
@@ -279,7 +282,7 @@ class AchievementReward:
 
     def __init__(
         self,
-        task: Task,
+        task: Task,  # says what pays, and how often
     ):
         self.once = task.once
         self.paid = dict.fromkeys(task.rewarded, 0)  # achievement -> paid so far
@@ -304,7 +307,7 @@ class CreatureBalance:
 
     def __init__(
         self,
-        state: CrafterState,
+        state: CrafterState,  # whose creatures come and go
     ):
         self._world = state._world
         self._player = state._player

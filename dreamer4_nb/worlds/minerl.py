@@ -100,7 +100,7 @@ def open_minerl(
 
 
 def gymnasium_space(
-    space: ActionSpace,
+    space: ActionSpace,  # keys, a camera and choices by name
 ) -> gymnasium.spaces.Dict:
     "The same action space in Gymnasium's words."
     spaces: dict[str, gymnasium.Space] = {}
@@ -186,6 +186,7 @@ class MineRLWorld(gymnasium.Env):
         return self._frame
 
     def close(self) -> None:
+        "End the game."
         self._env.close()
 
     def _split(self, observation):

@@ -69,7 +69,7 @@ def _dijkstra(goal, price, here, moves):
 
 
 def next_move(
-    world: CrafterState,
+    world: CrafterState,  # in which the way is sought
     materials: Iterable[str] = (),  # names of materials that are goals
     cells: Iterable[tuple[int, int]] = (),  # cells (x, y) that are goals
     cost: bytes = WALK,  # table of costs by material, see `by_material`
@@ -112,13 +112,13 @@ class ScriptedPlayer:
 
     def intend(
         self,
-        world: CrafterWorld,
+        world: CrafterWorld,  # all of which the player may see
     ) -> str | None:  # name of an action; None where it knows none
         "What the player would do if it made no mistakes."
 
     def act(
         self,
-        world: CrafterWorld,
+        world: CrafterWorld,  # all of which the player may see
     ) -> int:  # index into the task's actions
         "The next action."
         actions = world.task.actions
@@ -134,12 +134,16 @@ class ScriptedPlayer:
 class NearestTree(ScriptedPlayer):
     "Fells the tree that takes the fewest steps to reach."
 
-    def intend(self, world: CrafterWorld) -> str | None:
+    def intend(
+        self,
+        world: CrafterWorld,  # with trees, or there is nothing to do
+    ) -> str | None:
+        "Go to the nearest tree and fell it."
         return next_move(world, ["tree"])
 
 # %% ../../nbs/worlds/04_players.ipynb #7d0fef41
 def visible_cells(
-    world: CrafterState,
+    world: CrafterState,  # whose view is searched
     material: int,  # id
 ) -> list[tuple[int, int]]:  # cells (x, y)
     "Where in the view a material is."
@@ -155,7 +159,11 @@ class RandomTree(ScriptedPlayer):
 
     goal: tuple[int, int] | None = None  # cell of the tree
 
-    def intend(self, world: CrafterWorld) -> str | None:
+    def intend(
+        self,
+        world: CrafterWorld,  # without a tree in view, the nearest one is the goal
+    ) -> str | None:
+        "Go to the chosen tree and fell it; choose another once it is gone."
         if self.goal is None or world.material_at(self.goal) != TREE:
             trees = visible_cells(world, TREE)
             self.goal = trees[self.random.integers(len(trees))] if trees else None
@@ -166,7 +174,7 @@ class RandomTree(ScriptedPlayer):
 
 # %% ../../nbs/worlds/04_players.ipynb #d8360315
 def is_blocked(
-    world: CrafterState,
+    world: CrafterState,  # with the player's place in it
     move: str,  # a key of `MOVES`
 ) -> bool:
     "Is there no walking in this direction?"
@@ -180,7 +188,11 @@ class Wanderer(ScriptedPlayer):
 
     heading: str | None = None  # name of a move
 
-    def intend(self, world: CrafterWorld) -> str | None:
+    def intend(
+        self,
+        world: CrafterWorld,  # whose ground blocks the way
+    ) -> str | None:
+        "Go on; turn where the way is blocked, or with probability 0.15 anywhere."
         heading = self.heading
         if heading is None or is_blocked(world, heading) or self.random.random() < 0.15:
             self.heading = self.random_move()
@@ -191,7 +203,11 @@ class Bumper(Wanderer):
     """Goes one way for a while and does not look, so that recordings also show what happens at
     trees, water and stone."""
 
-    def intend(self, world: CrafterWorld) -> str | None:
+    def intend(
+        self,
+        world: CrafterWorld,  # not looked at
+    ) -> str | None:
+        "Go on, whatever is in the way; turn with probability 0.2."
         if self.heading is None or self.random.random() < 0.2:
             self.heading = self.random_move()
         return self.heading
@@ -202,7 +218,11 @@ class WaterSeeker(Wanderer):
 
     rest = 0  # steps to wander before it is thirsty again
 
-    def intend(self, world: CrafterWorld) -> str | None:
+    def intend(
+        self,
+        world: CrafterWorld,  # with water, else the player wanders
+    ) -> str | None:
+        "Go to water and drink, or wander for a while after drinking."
         self.rest -= 1
         move = next_move(world, ["water"]) if self.rest < 0 else None
         if move == "do" and self.random.random() < 0.2:
@@ -234,7 +254,7 @@ class BenchPlace:
 
     def __init__(
         self,
-        world: CrafterWorld,
+        world: CrafterWorld,  # in which the bench is to stand
         cost: bytes,  # what can be dug away, see `by_material`
         together: Iterable[str],  # benches that must be near the player
     ):
@@ -243,16 +263,25 @@ class BenchPlace:
         nearby = world.materials_nearby()
         self.keep_near = [MATERIAL[bench] for bench in together if bench in nearby]
 
-    def is_free(self, cell: tuple[int, int]) -> bool:
+    def is_free(
+        self,
+        cell: tuple[int, int],  # (x, y)
+    ) -> bool:
         "Nothing stands there, and the ground carries."
         walkable = WALK[self.world.material_at(cell)]
         return bool(walkable) and not self.world.is_occupied(cell)
 
-    def can_open(self, cell: tuple[int, int]) -> bool:
+    def can_open(
+        self,
+        cell: tuple[int, int],  # (x, y)
+    ) -> bool:
         "It is free, or can be dug free."
         return self.is_free(cell) or self.cost[self.world.material_at(cell)] > 1
 
-    def is_near_others(self, cell: tuple[int, int]) -> bool:
+    def is_near_others(
+        self,
+        cell: tuple[int, int],  # (x, y)
+    ) -> bool:
         "From there, all other benches are within one cell."
         materials = {self.world.material_at(c) for c in _neighbours(cell)}
         return all(bench in materials for bench in self.keep_near)
@@ -283,7 +312,7 @@ class Survival:
 
     def update(
         self,
-        inventory: dict[str, int],
+        inventory: dict[str, int],  # item -> amount, food and drink from 0 to 9
     ) -> None:
         "Which needs are urgent, or not yet satisfied."
         for need in ("drink", "food"):
@@ -294,9 +323,10 @@ class Survival:
 
     def next_move(
         self,
-        world: CrafterWorld,
+        world: CrafterWorld,  # with the player's inventory
         cost: bytes,  # of the ways, see `by_material`
     ) -> str | None:  # None where nothing is urgent
+        "Strike a monster, drink, eat or sleep, in this order of urgency."
         x, y = world.position
 
         def distance(cell):
@@ -334,16 +364,20 @@ class ToolMaker(Wanderer):
     def __init__(
         self,
         until: str = "collect_diamond",  # last of `ACHIEVEMENTS` that it goes for
-        noise: float = 0.0,
-        seed: int = 0,
-        name: str | None = None,
+        noise: float = 0.0,  # fraction of steps with a uniformly random action
+        seed: int = 0,  # of the player's own random numbers
+        name: str | None = None,  # in the recording; None: that of the class
     ):
         super().__init__(noise, seed, name)
         self.aims = ACHIEVEMENTS[: ACHIEVEMENTS.index(until) + 1]
         self.wood = WOOD_NEEDED[len(self.aims)]
         self.survival = Survival()
 
-    def intend(self, world: CrafterWorld) -> str | None:
+    def intend(
+        self,
+        world: CrafterWorld,  # of a task with `ACHIEVEMENTS`
+    ) -> str | None:
+        "Survive, go for the first achievement that is missing, or wander."
         if world.is_asleep:
             return "noop"
         left = [aim for aim in self.aims if not world.achievements[aim]]
@@ -358,7 +392,7 @@ class ToolMaker(Wanderer):
 
     def achieve(
         self,
-        world: CrafterWorld,
+        world: CrafterWorld,  # with the player's inventory
         aim: str,  # one of `ACHIEVEMENTS`
     ) -> str | None:  # name of an action
         "The next action towards an achievement."
@@ -373,7 +407,7 @@ class ToolMaker(Wanderer):
 
     def collect(
         self,
-        world: CrafterWorld,
+        world: CrafterWorld,  # with the player's inventory
         item: str,  # a key of `SOURCE`
     ) -> str | None:  # name of an action
         "Go and get it, with the tool that it takes."
@@ -384,7 +418,7 @@ class ToolMaker(Wanderer):
 
     def make(
         self,
-        world: CrafterWorld,
+        world: CrafterWorld,  # with the player's inventory
         item: str,  # a tool
     ) -> str | None:  # name of an action
         "See to the ingredients, then to the benches, then make it."
@@ -400,7 +434,7 @@ class ToolMaker(Wanderer):
 
     def place(
         self,
-        world: CrafterWorld,
+        world: CrafterWorld,  # with the player's inventory
         bench: str,  # table or furnace
         together: Iterable[str] = (),  # benches that are needed near each other
     ) -> str | None:  # name of an action
@@ -435,7 +469,7 @@ def _named_task(task, part):
 
 def draw_player(
     task: str | Task,  # a name in `TASKS`, or a task with players
-    rng: np.random.Generator,
+    rng: np.random.Generator,  # of the kind, its noise and its seed
     kind: str | None = None,  # name of a kind of the task's players, to have that one
 ) -> ScriptedPlayer:
     "A player with a goal and a skill of its own."
@@ -476,8 +510,8 @@ class PlayedEpisode:
 
 
 def play_episode(
-    world: CrafterWorld,
-    player: ScriptedPlayer,
+    world: CrafterWorld,  # is reset first
+    player: ScriptedPlayer,  # chooses all actions
     seed: int,  # of the world
 ) -> PlayedEpisode:
     "Play to the end and keep everything."

@@ -25,7 +25,7 @@ BODY = ("health", "food", "drink", "energy")  # in Crafter's inventory, but no i
 
 
 def recorded_inventory(
-    episode: PlayedEpisode,
+    episode: PlayedEpisode,  # of T steps
 ) -> dict[str, np.ndarray]:  # observation -> amounts (T + 1,)
     """Items that the player ever had, and wood: an inventory that is empty throughout is one,
     too, and recordings say so."""
@@ -38,10 +38,10 @@ def recorded_inventory(
 
 def record_episode(
     root: Path | str,  # folder for recordings
-    world: CrafterWorld,
+    world: CrafterWorld,  # is reset first
     name: str,  # of the recording
-    player: ScriptedPlayer,
-    world_seed: int,
+    player: ScriptedPlayer,  # who plays
+    world_seed: int,  # of the landscape and its creatures
 ) -> None:
     "Play one episode and write it in MineRL's layout."
     episode = play_episode(world, player, world_seed)

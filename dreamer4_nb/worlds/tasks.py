@@ -125,7 +125,9 @@ class Task:
 TASKS: dict[str, Task] = {}
 
 
-def register_task(task: Task) -> None:
+def register_task(
+    task: Task,  # its name is the key in `TASKS`
+) -> None:
     "Make a task known by its name; one of the same name is replaced."
     TASKS[task.name] = task
 

@@ -44,7 +44,7 @@ def simplex_noise(
     permutation: np.ndarray,  # the numbers 0..255 in random order
     slopes: np.ndarray,  # (256, 3), one of `GRADIENTS` for each number
     x: np.ndarray,  # coordinates, arrays of one shape
-    y: np.ndarray,
+    y: np.ndarray,  # like x
     z: float,  # third coordinate
 ) -> np.ndarray:  # noise in about [-1, 1], an array like x
     "OpenSimplex noise of many points: a sum over near lattice points of falloff times slope."
@@ -72,7 +72,7 @@ class TerrainNoise:
     def __init__(
         self,
         area: tuple[int, int],  # width and height in cells
-        random: np.random.RandomState,
+        random: np.random.RandomState,  # draws the permutation, and the cells of `luck`
     ):
         self.area = area
         self.random = random
@@ -84,8 +84,8 @@ class TerrainNoise:
         self,
         z: float,  # which field
         size: float,  # of its features, in cells
-        stretch_x: float = 1,
-        stretch_y: float = 1,
+        stretch_x: float = 1,  # features are narrower across by this factor
+        stretch_y: float = 1,  # and narrower down by this one
     ) -> np.ndarray:  # (width, height), about -1 to 1
         "A smooth field."
         x = stretch_x * self.x / size
@@ -94,18 +94,19 @@ class TerrainNoise:
 
     def luck(
         self,
-        probability: float,
+        probability: float,  # of each cell, 0 to 1
     ) -> np.ndarray:  # bool (width, height)
         "Every cell by itself."
         return self.random.uniform(size=self.area) < probability
 
     def distance_to_centre(self) -> np.ndarray:  # (width, height), in cells
+        "The distance of each cell to the middle of the map."
         return np.hypot(self.x - self.area[0] // 2, self.y - self.area[1] // 2)
 
 
 def generate_terrain(
     area: tuple[int, int],  # width and height in cells
-    random: np.random.RandomState,
+    random: np.random.RandomState,  # its state decides the landscape
 ) -> tuple[np.ndarray, np.ndarray]:  # material ids (width, height) uint8, mask of tunnels
     "Crafter's landscape, a whole layer at a time."
     noise = TerrainNoise(area, random)
@@ -200,7 +201,7 @@ def _draw_creatures(task, ids, tunnels, random):
 
 @lru_cache(maxsize=4096)
 def generate_world(
-    task: Task,
+    task: Task,  # with the size of the map and what must be in it
     seed: int,  # the same seed gives the same world
 ) -> GeneratedWorld:
     "A landscape with all that the task needs, and its creatures."
