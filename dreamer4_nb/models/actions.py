@@ -72,7 +72,7 @@ def _add_up(parts):
 
 # %% ../../nbs/models/04_actions.ipynb #452d7823
 def action_distribution(
-    codec: ActionCodec,
+    codec: ActionCodec,  # of the actions
     logits: torch.Tensor,  # (..., num_logits): one per key, 121 for the camera, one per option
     temperature: float = 1.0,  # > 0; below 1 sharpens, above 1 flattens
 ) -> ActionDistribution:

@@ -31,9 +31,9 @@ class Agent(nn.Module):
 
     def __init__(
         self,
-        dynamics: Dynamics,
+        dynamics: Dynamics,  # the world model, whose agent token the heads read
         codec: ActionCodec,  # the actions
-        config: AgentConfig,
+        config: AgentConfig,  # sizes of the heads, see `AgentConfig`
     ):
         super().__init__()
         self.dynamics = dynamics

@@ -38,7 +38,7 @@ class Dynamics(nn.Module):
 
     def __init__(
         self,
-        config: DynamicsConfig,
+        config: DynamicsConfig,  # sizes of the network, signal levels, sampling steps
         num_latents: int,  # latent tokens per frame
         latent_dim: int,  # channels per latent
         codec: ActionCodec | None,  # the actions' components; None: video alone
@@ -86,7 +86,9 @@ class Dynamics(nn.Module):
         )
 
     @staticmethod
-    def schedule_of(config: DynamicsConfig) -> NoiseSchedule:
+    def schedule_of(
+        config: DynamicsConfig,  # its levels and step sizes
+    ) -> NoiseSchedule:
         "The signal levels and step sizes of a configuration."
         return NoiseSchedule(
             config.k_max,
@@ -226,7 +228,7 @@ class Dynamics(nn.Module):
         self,
         B: int,  # sequences
         T: int,  # steps
-        device: torch.device | str | None = None,
+        device: torch.device | str | None = None,  # where the result lives
     ) -> tuple[torch.Tensor, torch.Tensor]:  # signal_level_index, step_index (B, T) long
         "The levels of known frames: slightly corrupted, with the finest step size."
         signal_level_index = torch.full(
@@ -251,7 +253,7 @@ class Dynamics(nn.Module):
         actions: torch.Tensor,  # (B, T, components)
         action_mask: torch.Tensor | None = None,  # (B, T)
         single: torch.Tensor | None = None,  # (B,)
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | None = None,  # of noise, levels and step sizes
         task: torch.Tensor | None = None,  # (B,) long: also return agent features
         count: int | None = None,  # first sequences, which train the video loss; None: all
         target: Callable = bootstrap_target,  # how large steps are taught
@@ -369,7 +371,7 @@ def select_rows(
 
 # %% ../../nbs/models/05_dynamics.ipynb #5664b36a
 def latents_of(
-    batch: Batch,
+    batch: Batch,  # read with latents
 ) -> torch.Tensor:  # (B, T, L, D)
     "The latents of a batch. Raises ValueError where it has none."
     if batch.latents is None:
@@ -378,9 +380,9 @@ def latents_of(
 
 
 def dynamics_loss(
-    model: Dynamics,
+    model: Dynamics,  # in training
     batch: Batch,  # with latents
-    generator: torch.Generator | None,
+    generator: torch.Generator | None,  # of noise, levels and step sizes
 ) -> dict:  # terms: shortcut (scalar); metrics
     "Loss function of the world-model stage for the training loop."
     latents = latents_of(batch)
@@ -400,7 +402,7 @@ class Dream:
 
     def __init__(
         self,
-        model: Dynamics,
+        model: Dynamics,  # that dreams
         task: torch.Tensor | None = None,  # (B,) long: also read agent features
         sample_steps: int | None = None,  # sampling steps per frame; None: the configuration's
         generator: torch.Generator | None = None,  # of the noise
@@ -470,11 +472,11 @@ class Dream:
 
 # %% ../../nbs/models/05_dynamics.ipynb #c316b5bc
 def generate(
-    model: Dynamics,
+    model: Dynamics,  # that dreams
     context: torch.Tensor,  # clean latents (B, T0, L, D)
     actions: torch.Tensor,  # (B, T0 + steps, components), index t led to step t
     sample_steps: int | None = None,  # sampling steps per frame; None: the configuration's
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | None = None,  # of the noise
 ) -> torch.Tensor:  # latents (B, T0 + steps, L, D), the context first
     "Continue a context under given actions."
     T0 = context.shape[1]

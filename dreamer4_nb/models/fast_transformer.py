@@ -31,6 +31,7 @@ class FastSpaceAttention(SpaceAttention):
         groups: tuple[int, ...],  # sizes of the token groups, adding up to S
         last_tokens: int | None = None,  # how many at the end of the step; None: all
     ) -> torch.Tensor:  # (B, T, last_tokens, C)
+        "Attend inside each step, for the last tokens alone on request."
         if last_tokens is None:
             return super().forward(x, groups)
         first = x.shape[2] - last_tokens
@@ -62,6 +63,7 @@ class FastTimeAttention(TimeAttention):
         paired: int = 0,  # the last so many sequences see the past of the first ones
         last_sequences: int | None = None,  # compute the last so many of them; None: all
     ) -> torch.Tensor:  # (last_sequences or B, T, S, C)
+        "Attend along time; paired sequences to the past of the first ones."
         if not paired:
             return super().forward(x, context, single, cache, layer)
         B, _, S, _ = x.shape
@@ -81,8 +83,8 @@ class FastTimeAttention(TimeAttention):
         k: torch.Tensor,  # keys (S*B, kv heads, T, head_dim)
         v: torch.Tensor,  # values, alike
         S: int,  # tokens of a step
-        paired: int,
-        context: int,
+        paired: int,  # the last so many sequences, 1 to B / 2
+        context: int,  # longest look back in steps, the present included
     ) -> torch.Tensor:  # like q
         "Each step of a paired sequence sees the other version's earlier steps and itself."
         q, k, v = (rearrange(t, "(s b) h t d -> s b h t d", s=S) for t in (q, k, v))
@@ -127,8 +129,9 @@ class FastLayer(Layer):
         last_tokens: int
         | None = None,  # how many at the end of each step to compute; None: all
         last_sequences: int | None = None,  # how many at the end of the batch; None: all
-        **inputs,  # what the attention takes beside the tokens
+        **inputs: Any,  # what the attention takes beside the tokens
     ) -> torch.Tensor:  # (last_sequences or B, T, last_tokens or S, C)
+        "Add what attention and SwiGLU make of the tokens that are asked for."
         tokens = last(last_tokens)
         sequences = last(last_sequences)
         if self.kind == "s":
@@ -148,7 +151,7 @@ class FastTransformer(Transformer):
 
     def __init__(
         self,
-        *args: Any,
+        *args: Any,  # what `Transformer` takes
         layer_class: type[FastLayer] = FastLayer,  # what the layers are made of
         **kwargs: Any,  # what `Transformer` takes
     ):
@@ -212,12 +215,12 @@ class FastTransformer(Transformer):
 
     def run_up_to_last(
         self,
-        x: torch.Tensor,
-        groups: tuple[int, ...],
-        single: torch.Tensor | None,
-        cache: TimeCache | None,
-        last_tokens: int | None,
-        paired: int = 0,
+        x: torch.Tensor,  # tokens (B, T, S, C), the paired sequences last
+        groups: tuple[int, ...],  # sizes of the token groups, adding up to S
+        single: torch.Tensor | None,  # (B,) bool: separate images
+        cache: TimeCache | None,  # continue from its past
+        last_tokens: int | None,  # tokens of each step needed later; None: all
+        paired: int = 0,  # the last so many sequences see the past of others
     ) -> torch.Tensor:
         "All layers but the last one, cut where the other tokens of a step are needed no more."
         mixing = [i for i, layer in enumerate(self.layers) if layer.kind != "t"]
@@ -230,10 +233,10 @@ class FastTransformer(Transformer):
     def layer_inputs(
         self,
         i: int,  # number of the layer
-        groups: tuple[int, ...],
-        single: torch.Tensor | None,
-        cache: TimeCache | None,
-        paired: int = 0,
+        groups: tuple[int, ...],  # sizes of the token groups of a step
+        single: torch.Tensor | None,  # (B,) bool: separate images
+        cache: TimeCache | None,  # continue from its past
+        paired: int = 0,  # the last so many sequences see the past of others
     ) -> dict:  # by argument
         "What layer `i` needs beside the tokens."
         inputs = super().layer_inputs(i, groups, single, cache)

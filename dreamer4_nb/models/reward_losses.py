@@ -15,7 +15,7 @@ from .heads import TwoHot, symlog
 
 # %% ../../nbs/models/07_reward_losses.ipynb #76de5945
 def focal(
-    two_hot: TwoHot,
+    two_hot: TwoHot,  # the bins
     logits: torch.Tensor,  # (..., num_bins)
     x: torch.Tensor,  # rewards (...)
     gamma: float = 2.0,  # how fast what is predicted well stops to count; 0: cross-entropy
@@ -31,7 +31,7 @@ def focal(
 
 # %% ../../nbs/models/07_reward_losses.ipynb #8afaf9e9
 def hl_gauss(
-    two_hot: TwoHot,
+    two_hot: TwoHot,  # the bins
     logits: torch.Tensor,  # (..., num_bins)
     x: torch.Tensor,  # rewards (...)
     sigma: float = 0.75,  # width of the bell, in bins
@@ -48,7 +48,7 @@ def hl_gauss(
 
 # %% ../../nbs/models/07_reward_losses.ipynb #1e8e585d
 def multi_task(
-    two_hot: TwoHot,
+    two_hot: TwoHot,  # the bins
     logits: torch.Tensor,  # (..., num_bins + 2)
     x: torch.Tensor,  # rewards (...)
     weight: float = 0.1,  # of each further loss

@@ -57,7 +57,7 @@ class NoiseSchedule:
         self,
         B: int,  # sequences
         T: int,  # steps of each
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | None = None,  # of the draw
         device: torch.device | str | None = None,  # where the result lives
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Signal levels and step sizes for every step of a batch (equation 4).
@@ -134,7 +134,7 @@ def bootstrap_target(
     z: torch.Tensor,  # corrupted latents (B, T, ...)
     signal_level_index: torch.Tensor,  # (B, T), below k_max where the target is used
     step_index: torch.Tensor,  # (B, T), coarser than the finest where the target is used
-    noise_schedule: NoiseSchedule,
+    noise_schedule: NoiseSchedule,  # the grids of the indices
 ) -> torch.Tensor:  # clean target (B, T, ...)
     "Where two half steps lead, as a clean target (equation 7, without gradient)."
     k_max = noise_schedule.k_max
@@ -163,8 +163,8 @@ class NoisyLatents:
 
 def add_noise_to_latents(
     z1: torch.Tensor,  # clean latents (B, T, ...)
-    noise_schedule: NoiseSchedule,
-    generator: torch.Generator | None = None,
+    noise_schedule: NoiseSchedule,  # what levels are drawn from
+    generator: torch.Generator | None = None,  # of levels and noise
     levels: tuple | None = None,  # what `NoiseSchedule.sample` gave; None: draw now
 ) -> NoisyLatents:
     "Draw levels and noise, and mix the noise in."
@@ -181,7 +181,7 @@ def shortcut_targets(
     f: Callable,  # f(z, signal_level_index, step_index, rows) -> prediction of these rows
     z1: torch.Tensor,  # clean latents (B, T, ...)
     noisy: NoisyLatents,  # of z1
-    noise_schedule: NoiseSchedule,
+    noise_schedule: NoiseSchedule,  # the grids of the indices
     target: Callable = bootstrap_target,  # how large steps are taught
 ) -> torch.Tensor:  # (B, T, ...), without gradient
     "What every step should predict: the data, or where two half steps lead (equation 7)."
@@ -209,7 +209,7 @@ def shortcut_error(
     prediction: torch.Tensor,  # clean latents (B, T, ...) that the model predicts
     targets: torch.Tensor,  # from `shortcut_targets`
     noisy: NoisyLatents,  # what it predicts them from
-    noise_schedule: NoiseSchedule,
+    noise_schedule: NoiseSchedule,  # the grids of the indices
     weight: torch.Tensor | None = None,  # (B, T) further weight, 0: does not count
     floor: float = 0.1,  # weight of pure noise in the ramp (equation 8)
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:  # loss (scalar), metrics
@@ -236,8 +236,8 @@ def _mean_where(x, selected):
 def shortcut_loss(
     f: Callable,  # f(z, signal_level_index, step_index, rows=None) -> clean prediction
     z1: torch.Tensor,  # clean latents (B, T, ...)
-    noise_schedule: NoiseSchedule,
-    generator: torch.Generator | None = None,
+    noise_schedule: NoiseSchedule,  # what levels are drawn from
+    generator: torch.Generator | None = None,  # of levels and noise
     levels: tuple | None = None,  # signal_level_index, step_index, bootstrap; None: draw now
     weight: torch.Tensor | None = None,  # (B, T) further weight, 0: does not count
     target: Callable = bootstrap_target,  # how large steps are taught

@@ -69,7 +69,7 @@ class Tokenizer(nn.Module):
 
     def __init__(
         self,
-        config: TokenizerConfig,
+        config: TokenizerConfig,  # sizes of frames, patches, latents and networks
         transformer: Callable[..., FastTransformer] = FastTransformer,  # makes both networks
     ):
         super().__init__()
@@ -121,6 +121,7 @@ class Tokenizer(nn.Module):
 
     @property
     def num_patches(self) -> int:  # patches of a frame
+        "How many patches a frame has: rows times columns."
         return self.rows * self.cols
 
     def _check_frames(self, frames):
@@ -180,8 +181,8 @@ class Tokenizer(nn.Module):
     def forward(
         self,
         frames: torch.Tensor,  # what `encode` takes
-        mask: torch.Tensor | None = None,
-        single: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,  # bool (B, T, num_patches), True hides a patch
+        single: torch.Tensor | None = None,  # bool (B,): separate images
     ) -> torch.Tensor:  # frames (B, T, C, H, W)
         "Reconstruct frames: `decode(encode(frames))`."
         return self.decode(self.encode(frames, mask, single), single)
@@ -191,7 +192,7 @@ class Tokenizer(nn.Module):
         self,
         frames: torch.Tensor,  # uint8 (N, C, H, W) to learn from
         spread: float = 0.4,  # standard deviation of each number of a latent, before tanh
-    ):
+    ) -> None:
         """Begin `linear_path` as the principal components of patches.
 
         Both transformers begin as adding nothing. Raises ValueError without `linear_path`.
@@ -217,7 +218,7 @@ def sample_mask(
     num_patches: int,  # patches of a frame
     max_mask: float,  # upper end of the fraction that is hidden
     fraction: float = 1.0,  # fraction of images that are masked at all
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | None = None,  # of the masks
     device: torch.device | str | None = None,  # where the mask lives
 ) -> torch.Tensor:  # bool (*shape, num_patches), True is hidden
     """Hide each patch of an image with that image's own probability (paper 3.1).
@@ -280,7 +281,7 @@ def perceptual_distance(
 
 # %% ../../nbs/models/02_tokenizer.ipynb #32253aa0
 def tokenizer_loss(
-    config: TokenizerConfig,
+    config: TokenizerConfig,  # its masking and its perceptual distance
 ) -> Callable:  # loss(model, batch, generator) -> terms: mse, perceptual (scalars); metrics
     "Loss function of equation 5 for the training loop."
     has_distance = config.perceptual != "none" and config.perceptual_weight

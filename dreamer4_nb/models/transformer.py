@@ -37,6 +37,7 @@ class SwiGLU(nn.Module):
         self,
         x: torch.Tensor,  # (..., width)
     ) -> torch.Tensor:  # the same shape
+        "Project to the gated hidden units and back."
         gate_weight, up_weight = self.gate_up.weight.chunk(2)
         gate = F.linear(x, gate_weight)
         up = F.linear(x, up_weight)
@@ -121,6 +122,7 @@ class Attention(nn.Module):
 
     @property
     def queries_per_key(self) -> int:  # query heads that share a key-value head
+        "How many query heads share a key-value head (GQA)."
         return self.num_heads // self.num_kv_heads
 
     def _start_locally(self):
@@ -171,6 +173,7 @@ class SpaceAttention(Attention):
         x: torch.Tensor,  # tokens (B, T, S, C)
         groups: tuple[int, ...],  # sizes of the token groups, adding up to S
     ) -> torch.Tensor:  # (B, T, S, C)
+        "Attend inside each step: every group to itself and the groups before it."
         q, k, v = (rearrange(t, "b t s h d -> (b t) h s d") for t in self.project(x, x))
         outputs = []
         start = 0
@@ -196,7 +199,7 @@ def merge_heads_of_space(
 def window_mask(
     T: int,  # steps
     context: int,  # longest look back in steps, the present one included
-    device: torch.device | str | None = None,
+    device: torch.device | str | None = None,  # where the mask lives
 ) -> torch.Tensor:  # (T, T) bool
     "Causal mask that lets a step look back on `context` steps, itself included."
     steps = torch.arange(T, device=device)
@@ -239,7 +242,7 @@ class TimeCache:
         layer: int,  # which layer's buffer
         k: torch.Tensor,  # keys (N, heads, T, head_dim) of the newest steps
         v: torch.Tensor,  # values, alike
-    ):
+    ) -> None:
         "Put the keys and values of new steps in the place of the oldest."
         buffer = self.buffer(layer, k)
         T = k.shape[2]
@@ -252,7 +255,7 @@ class TimeCache:
     def check_new_steps(
         self,
         T: int,  # steps that are about to join
-    ):
+    ) -> None:
         "Raises ValueError where several steps at once would join a filled cache."
         if self.steps and T != 1:
             raise ValueError(f"a filled cache takes one step at a time, got {T}")
@@ -269,6 +272,7 @@ class TimeAttention(Attention):
         cache: TimeCache | None = None,  # continue from its past (T steps at first, then one)
         layer: int = 0,  # which buffer of the cache is ours
     ) -> torch.Tensor:  # (B, T, S, C)
+        "Attend along time, to the steps of this call or to those of the cache."
         q, k, v = (rearrange(t, "b t s h d -> (s b) h t d") for t in self.project(x, x))
         first = cache.steps if cache else 0
         q, k = self.rotate(q, k, first)
@@ -295,9 +299,9 @@ class TimeAttention(Attention):
     def attend_to_past(
         self,
         q: torch.Tensor,  # (S*B, heads, T, head_dim)
-        k: torch.Tensor,
-        v: torch.Tensor,
-        context: int,
+        k: torch.Tensor,  # keys (S*B, kv heads, T, head_dim)
+        v: torch.Tensor,  # values, alike
+        context: int,  # longest look back in steps, the present included
     ) -> torch.Tensor:  # like q
         "All steps at once, each looking back."
         T = q.shape[2]
@@ -309,10 +313,10 @@ class TimeAttention(Attention):
     def attend_to_cache(
         self,
         q: torch.Tensor,  # (S*B, heads, 1, head_dim)
-        k: torch.Tensor,
-        v: torch.Tensor,
-        cache: TimeCache,
-        layer: int,
+        k: torch.Tensor,  # keys (S*B, kv heads, 1, head_dim)
+        v: torch.Tensor,  # values, alike
+        cache: TimeCache,  # where the new step joins its past
+        layer: int,  # which buffer of the cache is ours
     ) -> torch.Tensor:  # like q
         "One new step, which joins the cache and looks at all steps in it."
         cache.check_new_steps(q.shape[2])
@@ -370,6 +374,7 @@ class DenseAttention(Attention):
         cache: TimeCache | None = None,  # continue from its past (T steps at first, then one)
         layer: int = 0,  # which buffer of the cache is ours
     ) -> torch.Tensor:  # (B, T, S, C)
+        "Attend to all tokens of the last steps, in this call and in the cache."
         B, T, S, _ = x.shape
         first = cache.steps if cache else 0
         steps = torch.arange(first, first + T, device=x.device)
@@ -389,8 +394,8 @@ class DenseAttention(Attention):
 
     def recall(
         self,
-        cache: TimeCache,
-        layer: int,
+        cache: TimeCache,  # with the newest step written
+        layer: int,  # which buffer of the cache is ours
         k: torch.Tensor,  # keys (B, heads, S, head_dim) of the newest step, already there
         batch: int,  # B
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # keys, values, times of their steps
@@ -405,7 +410,7 @@ class DenseAttention(Attention):
 
 def by_token(
     x: torch.Tensor,  # (B, heads, T*S, head_dim)
-    T: int,
+    T: int,  # steps in the row
 ) -> torch.Tensor:  # (B*S, heads, T, head_dim)
     "Keys or values of a dense layer as the cache stores them: each token's steps in a row."
     return rearrange(x, "b h (t s) d -> (b s) h t d", t=T)
@@ -451,8 +456,9 @@ class Layer(nn.Module):
     def forward(
         self,
         x: torch.Tensor,  # tokens (B, T, S, C)
-        **inputs,  # what the attention takes beside the tokens
+        **inputs: Any,  # what the attention takes beside the tokens
     ) -> torch.Tensor:  # (B, T, S, C)
+        "Add what attention and SwiGLU make of the normalised tokens."
         x = x + self.attention(self.norm1(x), **inputs)
         return x + self.mlp(self.norm2(x))
 
@@ -517,9 +523,9 @@ class Transformer(nn.Module):
     def layer_inputs(
         self,
         i: int,  # number of the layer
-        groups: tuple[int, ...],
-        single: torch.Tensor | None,
-        cache: TimeCache | None,
+        groups: tuple[int, ...],  # sizes of the token groups of a step
+        single: torch.Tensor | None,  # (B,) bool: separate images, no look back
+        cache: TimeCache | None,  # continue from its past
     ) -> dict:  # by argument
         "What layer `i` needs beside the tokens: over space groups, over time the past."
         kind = self.layers[i].kind
@@ -533,8 +539,8 @@ class Transformer(nn.Module):
     def run_layer(
         self,
         i: int,  # number of the layer
-        x: torch.Tensor,
-        **inputs,
+        x: torch.Tensor,  # tokens (B, T, S, C)
+        **inputs: Any,  # from `layer_inputs`
     ) -> torch.Tensor:
         "One layer; with checkpointing it is computed once more in the backward pass."
         layer = self.layers[i]
@@ -544,9 +550,9 @@ class Transformer(nn.Module):
 
     def commit_steps(
         self,
-        cache: TimeCache | None,
+        cache: TimeCache | None,  # that counts them; None: nothing to count
         steps: int,  # how many were taken in
-    ):
+    ) -> None:
         "Count steps as past; a network of space layers alone has none."
         if cache is not None and self.kinds.strip("s"):
             cache.steps += steps

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -29,6 +29,9 @@ from dreamer4_nb.training.checkpoint import (
     unwrap_model,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 # %% ../../nbs/training/03_callbacks.ipynb #d33eb86c
 class StopTraining(Exception):
     "Raised by a callback to end training at this step, with the reason as its text."
@@ -39,26 +42,42 @@ class Callback:
 
     order = 0
 
-    def before_fit(self, learner) -> None:
-        pass
+    def before_fit(
+        self,
+        learner: Any,  # the `Learner` that trains
+    ) -> None:
+        "Called once, after a checkpoint has been loaded and before the first step."
 
-    def before_step(self, learner) -> None:
-        pass
+    def before_step(
+        self,
+        learner: Any,  # the `Learner` that trains
+    ) -> None:
+        "Called before each step, with its batch already drawn."
 
-    def after_step(self, learner) -> None:
-        pass
+    def after_step(
+        self,
+        learner: Any,  # the `Learner` that trains
+    ) -> None:
+        "Called after each step; may raise `StopTraining`."
 
-    def after_fit(self, learner) -> None:
-        pass
+    def after_fit(
+        self,
+        learner: Any,  # the `Learner` that trains
+    ) -> None:
+        "Called once, after the last step, unless an error or Ctrl-C ended training."
 
     def close(self) -> None:
         "Called when training ends, however it ends."
 
     def state_dict(self) -> dict:  # JSON-able
+        "What a resumed run needs of this callback."
         return {}
 
-    def load_state_dict(self, state: dict) -> None:
-        pass
+    def load_state_dict(
+        self,
+        state: dict,  # from a checkpoint; empty where it has none
+    ) -> None:
+        "Restore what `state_dict` returned."
 
 # %% ../../nbs/training/03_callbacks.ipynb #281f0c63
 def _trained_parameters(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -84,28 +103,41 @@ class EMA(Callback):
         self.tensors: dict[str, torch.Tensor] | None = None
         self.count = 0
 
-    def before_fit(self, learner) -> None:
+    def before_fit(
+        self,
+        learner: Any,  # the `Learner` whose parameters are averaged
+    ) -> None:
+        "Begin with a copy of the parameters, unless averages have been loaded."
         parameters = _trained_parameters(learner.model)
         if self.tensors is None:
             self.tensors = {name: p.clone() for name, p in parameters.items()}
         self._averages = _local(self.tensors)
         self._parameters = _local(parameters)
 
-    def after_step(self, learner) -> None:
+    def after_step(
+        self,
+        learner: Any,  # not used: the parameters are known from `before_fit`
+    ) -> None:
+        "Move the averages towards the parameters, faster in the first steps."
         self.count += 1
         decay = min(self.decay, self.count / (9 + self.count))
         torch._foreach_lerp_(self._averages, self._parameters, 1 - decay)
 
     def state_dict(self) -> dict:
+        "The number of steps averaged; the averages are a file of their own."
         return dict(count=self.count)
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(
+        self,
+        state: dict,  # with `count`, 0 where it is missing
+    ) -> None:
+        "Restore the number of steps averaged."
         self.count = state.get("count", 0)
 
     def load(
         self,
         path: Path | str,  # a checkpoint's ema.safetensors
-        model: nn.Module,
+        model: nn.Module,  # gives names, shapes and devices; is not changed
     ) -> None:
         "Read the averaged weights of a checkpoint."
         tensors = read_tensors(path)
@@ -132,12 +164,20 @@ class Checkpoint(Callback):
     ):
         self.every = every
 
-    def after_step(self, learner) -> None:
+    def after_step(
+        self,
+        learner: Any,  # the `Learner` that is saved
+    ) -> None:
+        "Save every so many steps, but not at the last one."
         if self.every and learner.step % self.every == 0 and learner.step < learner.steps:
             learner.finite.check_pending()
             learner.save()
 
-    def after_fit(self, learner) -> None:
+    def after_fit(
+        self,
+        learner: Any,  # the `Learner` that is saved
+    ) -> None:
+        "Save the end of training, unless that step is saved already."
         if learner.step != learner.saved or learner.stopped:
             learner.save()
 
@@ -203,11 +243,16 @@ class LogFile:
         with _disk_error(path, "log not written"):
             self.file = open(path, "ab", buffering=0)
 
-    def append(self, row: dict) -> None:
+    def append(
+        self,
+        row: dict,  # JSON-able, with its `step`
+    ) -> None:
+        "Write one line. Raises OSError, with the file's name, where the disk does."
         with _disk_error(self.path, "log not written"):
             self.file.write((json.dumps(row) + "\n").encode())
 
     def close(self) -> None:
+        "Close the file."
         self.file.close()
 
 # %% ../../nbs/training/03_callbacks.ipynb #81f4bb28
@@ -230,7 +275,11 @@ class Log(Callback):
         self.file: LogFile | None = None
         self.seconds = 0.0
 
-    def before_fit(self, learner) -> None:
+    def before_fit(
+        self,
+        learner: Any,  # the `Learner` that trains
+    ) -> None:
+        "Open log.jsonl and the progress bar, in the main process."
         self._start_interval(time.perf_counter())
         if not learner.distributed.is_main:
             return
@@ -252,7 +301,11 @@ class Log(Callback):
         self.frames = 0
         self.since = now
 
-    def after_step(self, learner) -> None:
+    def after_step(
+        self,
+        learner: Any,  # the `Learner` that trains
+    ) -> None:
+        "Add up what the step measured; write a line when it is time."
         values = {
             "loss": learner.loss,
             **learner.terms,
@@ -270,7 +323,10 @@ class Log(Callback):
         if learner.step % self.every == 0 or learner.step == learner.steps:
             self.write(learner)
 
-    def write(self, learner) -> None:
+    def write(
+        self,
+        learner: Any,  # the `Learner` that trains; gets the row as `logged`
+    ) -> None:
         "Write one line and refresh the bar."
         now = time.perf_counter()
         elapsed = max(now - self.since, 1e-9)
@@ -292,6 +348,7 @@ class Log(Callback):
         self._start_interval(now)
 
     def close(self) -> None:
+        "Close the bar and the file."
         if self.bar is not None:
             self.bar.close()
         if self.file is not None:
@@ -300,18 +357,23 @@ class Log(Callback):
         self.file = None
 
     def state_dict(self) -> dict:
+        "The seconds trained so far."
         return dict(seconds=self.seconds)
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(
+        self,
+        state: dict,  # with `seconds`, 0 where it is missing
+    ) -> None:
+        "Restore the seconds trained so far."
         self.seconds = state.get("seconds", 0.0)
 
 # %% ../../nbs/training/03_callbacks.ipynb #490e0518
 def plot_log(
     log: Path | str | list[dict],  # folder, log.jsonl, or rows
     keys: tuple[str, ...] = ("loss",),  # what to draw, over the steps
-    ax=None,  # matplotlib axes
-    **kwargs,  # of `ax.plot`
-):  # axes
+    ax: "Axes | None" = None,  # matplotlib axes
+    **kwargs: Any,  # of `ax.plot`
+) -> "Axes":  # axes
     "Draw curves from a log."
     import matplotlib.pyplot as plt
 
@@ -339,7 +401,11 @@ class TensorBoard(Callback):
         self.writer: Any = None  # a SummaryWriter
         self.last = None
 
-    def before_fit(self, learner) -> None:
+    def before_fit(
+        self,
+        learner: Any,  # the `Learner` that trains
+    ) -> None:
+        "Raises ImportError without the package, ValueError without a folder."
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -353,7 +419,11 @@ class TensorBoard(Callback):
         if learner.distributed.is_main:
             self.writer = SummaryWriter(str(folder), purge_step=learner.step + 1)
 
-    def after_step(self, learner) -> None:
+    def after_step(
+        self,
+        learner: Any,  # the `Learner` that trains; its `logged` is written
+    ) -> None:
+        "Write the row of the log, if there is a new one."
         row = getattr(learner, "logged", None)
         if row is None or row is self.last or self.writer is None:
             return
@@ -363,6 +433,7 @@ class TensorBoard(Callback):
         self.last = row
 
     def close(self) -> None:
+        "Close the writer."
         if self.writer is not None:
             self.writer.close()
         self.writer = None
@@ -390,14 +461,22 @@ class EarlyStopping(Callback):
         self.bad = 0
         self.values: list[list] = []
 
-    def before_fit(self, learner) -> None:
+    def before_fit(
+        self,
+        learner: Any,  # the `Learner` that trains
+    ) -> None:
+        "Raises ValueError for a model that is sliced over processes."
         if learner.sharded:
             raise ValueError(
                 "EarlyStopping: its measure needs the whole model, which FSDP has sliced. "
                 "Hint: leave it out"
             )
 
-    def after_step(self, learner) -> None:
+    def after_step(
+        self,
+        learner: Any,  # the `Learner` that is measured
+    ) -> None:
+        "Measure when it is time; raises `StopTraining` when progress has ended."
         if learner.step % self.every:
             return
         learner.model.eval()
@@ -420,9 +499,14 @@ class EarlyStopping(Callback):
             self.bad += 1
 
     def state_dict(self) -> dict:
+        "The best value, the measurements since, and all values so far."
         return dict(best=self.best, bad=self.bad, values=self.values)
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(
+        self,
+        state: dict,  # with `best`, `bad` and `values`, or empty
+    ) -> None:
+        "Restore the measurements made so far."
         self.best = state.get("best")
         self.bad = state.get("bad", 0)
         self.values = state.get("values", [])
@@ -450,7 +534,11 @@ class Compile(Callback):
     def __init__(self):
         self.models: list[nn.Module] = []
 
-    def before_fit(self, learner) -> None:
+    def before_fit(
+        self,
+        learner: Any,  # the `Learner` whose model is compiled
+    ) -> None:
+        "Compile, or warn where that fails. Raises ValueError for a sliced model."
         if learner.sharded:
             raise ValueError(
                 "Compile: does not go with FSDP here. Hint: leave out one of the two"
@@ -469,6 +557,7 @@ class Compile(Callback):
             module.forward = torch.compile(module.forward, dynamic=False)
 
     def close(self) -> None:
+        "Give the model its own forward pass back."
         for module in self.models:
             del module.forward
         if self.models:

@@ -32,14 +32,14 @@ from dreamer4_nb.files import (
 
 # %% ../../nbs/training/02_checkpoint.ipynb #e3928bce
 def unwrap_model(
-    model: nn.Module,
+    model: nn.Module,  # compiled or not
 ) -> nn.Module:  # the module itself, without the wrapper of `torch.compile`
     "The model under a wrapper."
     return getattr(model, "_orig_mod", model)
 
 
 def is_sharded(
-    tensor: torch.Tensor,
+    tensor: torch.Tensor,  # plain, or a `DTensor`
 ) -> "TypeGuard[DTensor]":  # whether several processes share it, each with a slice
     "Whether a tensor is a `DTensor`."
     return hasattr(tensor, "full_tensor")
@@ -58,7 +58,7 @@ def shard_like(
 
 # %% ../../nbs/training/02_checkpoint.ipynb #f194c124
 def model_tensors(
-    model: nn.Module,
+    model: nn.Module,  # compiled or not, whole or sliced
 ) -> dict[str, torch.Tensor]:  # by name, detached, still slices where the model has them
     "Parameters and buffers, those with two names once."
     tensors = {}
@@ -74,7 +74,7 @@ def model_tensors(
 
 # %% ../../nbs/training/02_checkpoint.ipynb #83ca6bcd
 def optimizer_tensors(
-    optimizers: list[torch.optim.Optimizer],
+    optimizers: list[torch.optim.Optimizer],  # see `make_optimizers`
     model: nn.Module,  # whose parameters they train
 ) -> tuple[dict[str, torch.Tensor], dict]:  # whole tensors on the CPU, JSON-able values
     "The state of optimisers by name; where slices are gathered, in process 0 only."
@@ -147,7 +147,7 @@ def _tensors_crc32(tensors: dict[str, torch.Tensor]) -> str:
 
 def write_tensors(
     path: Path | str,  # a .safetensors file
-    tensors: dict[str, torch.Tensor],
+    tensors: dict[str, torch.Tensor],  # by name; written from the CPU
 ) -> None:
     "Write a safetensors file with a checksum."
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}

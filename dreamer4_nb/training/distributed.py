@@ -102,11 +102,19 @@ def step_seed(
 class LossModule(nn.Module):
     "A module around a model, whose forward pass is the loss."
 
-    def __init__(self, model: nn.Module):
+    def __init__(
+        self,
+        model: nn.Module,  # given to the loss function
+    ):
         super().__init__()
         self.model = model
 
-    def forward(self, loss_fn: Callable, *args) -> dict:
+    def forward(
+        self,
+        loss_fn: Callable,  # (model, *args) -> loss terms
+        *args: Any,  # e.g. a batch and a generator
+    ) -> dict:
+        "The terms that the loss function returns for the model."
         for p in self.model.parameters():
             if not p.numel():
                 # no registers, say: FSDP cannot slice the gradient of an empty parameter
@@ -120,8 +128,8 @@ class ShardedModel:
     def __init__(
         self,
         model: nn.Module,  # modules with `is_sharding_unit` are gathered one by one
-        device: torch.device,
-        num_processes: int,
+        device: torch.device,  # of this process
+        num_processes: int,  # that keep a slice each
     ):
         from torch.distributed.fsdp import fully_shard
 
@@ -167,7 +175,7 @@ class Distributed:
     def join(
         self,
         model: nn.Module,  # gets the parameters of process 0
-        batches,  # an iterator with `shard`, see `SequenceSampler`; yields this process's rows
+        batches: Any,  # iterator with `shard`, see `SequenceSampler`; yields this rank's rows
     ) -> None:
         "Start all processes from the same parameters and share out the rows of batches."
         if not self.several:
@@ -178,15 +186,19 @@ class Distributed:
         if self.sharded:
             self.sharded_model = ShardedModel(model, self.device, self.num_processes)
 
-    def step_seed(self, seed: int, step: int) -> int:
+    def step_seed(
+        self,
+        seed: int,  # of the run
+        step: int,  # steps taken so far, from 0
+    ) -> int:
         "The seed of one step in this process."
         return step_seed(seed, self.rank, step)
 
     def loss_terms(
         self,
-        model: nn.Module,
+        model: nn.Module,  # as given to `join`
         loss_fn: Callable,  # (model, *args) -> loss terms
-        *args,
+        *args: Any,  # e.g. a batch and a generator
     ) -> dict:
         "The loss terms of this process's rows; slices are gathered for it."
         if self.sharded_model is not None:
@@ -234,7 +246,7 @@ class Distributed:
 
     def gather_slices(
         self,
-        tensors: dict[str, torch.Tensor],
+        tensors: dict[str, torch.Tensor],  # by name; whole, or this process's slices
     ) -> dict[str, torch.Tensor]:  # whole, on the CPU; empty but in process 0
         "Whole tensors for the process that writes them; all have to hand in their slices."
         if not self.sharded:

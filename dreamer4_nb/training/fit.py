@@ -15,7 +15,7 @@ from torch import nn
 # %% ../../nbs/training/06_fit.ipynb #e57c9555
 def random_indices(
     count: int,  # rows to draw from
-    batch_size: int = 256,
+    batch_size: int = 256,  # rows in each draw
     seed: int = 0,  # of the order
     probabilities: torch.Tensor | None = None,  # (count,) how often each; None: evenly
     device: torch.device | str = "cpu",  # where the indices are put

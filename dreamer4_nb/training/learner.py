@@ -37,7 +37,7 @@ from .optim import RMSNormalizer, learning_rate, make_optimizers
 # %% ../../nbs/training/05_learner.ipynb #c89e38c3
 def batch_to_device(
     batch: Any,  # with a `to` method, or a dict
-    device: torch.device,
+    device: torch.device,  # where the tensors go
 ) -> Any:  # the same on the device
     "Move the tensors of a batch."
     if hasattr(batch, "to"):
@@ -64,9 +64,9 @@ class NonFiniteLoss(RuntimeError):
 
     def __init__(
         self,
-        text: str,
-        step: int,
-        windows: list[tuple[int, int]],
+        text: str,  # the message
+        step: int,  # at which it happened
+        windows: list[tuple[int, int]],  # (episode, start) of each row of the batch
     ):
         super().__init__(text)
         self.step = step
@@ -77,9 +77,9 @@ class StepCheck(NamedTuple):
     "What is needed to judge a step later on."
 
     finite: torch.Tensor  # bool
-    step: int
+    step: int  # its number
     terms: dict[str, torch.Tensor]  # without gradient
-    batch: Any
+    batch: Any  # as drawn, see `batch_windows`
 
 # %% ../../nbs/training/05_learner.ipynb #47da3a11
 class FiniteCheck:
@@ -94,7 +94,10 @@ class FiniteCheck:
         self.out = out
         self.pending: StepCheck | None = None
 
-    def check(self, step: StepCheck) -> None:
+    def check(
+        self,
+        step: StepCheck,  # the step just taken
+    ) -> None:
         "Judge this step or, where that would mean waiting, the one before."
         if self.device.type == "cpu":
             self._judge(step)
@@ -158,7 +161,7 @@ class Learner:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module,  # trained in place, moved to the device
         loss_fn: Callable,  # (model, batch, generator) -> {term: scalar, 'metrics': {...}}
         batches: Any,  # iterator, see `batch_to_device`; with `state_dict` to be resumable
         steps: int,  # optimiser steps of the whole run
@@ -170,7 +173,7 @@ class Learner:
         max_grad_norm: float | None = 1.0,  # largest gradient norm; None: no clipping
         weights: dict[str, float] | None = None,  # of the terms, 1 where not named
         normalizer: RMSNormalizer | Literal[False] | None = None,  # False: raw terms
-        callbacks: Sequence[Callback] = (),
+        callbacks: Sequence[Callback] = (),  # further ones, run by their `order`
         seed: int = 0,  # of the noise given to `loss_fn`
         device: torch.device | str | None = None,  # None: the best there is
         mixed_precision: str = "no",  # 'no', 'bf16' or 'fp16'
@@ -220,6 +223,7 @@ class Learner:
 
     @property
     def history(self) -> list[dict]:  # rows of the log
+        "The newest rows of the log, at most 20,000."
         log = next(c for c in self.callbacks if isinstance(c, Log))
         return list(log.history)
 
@@ -378,7 +382,7 @@ class Learner:
 
 # %% ../../nbs/training/05_learner.ipynb #7906c825
 def training_state(
-    learner: Learner,
+    learner: Learner,  # between two steps
 ) -> dict:  # JSON-able
     "Everything that a resumed run needs and that is not a tensor."
     square, count = learner._committed["normalizer"]
@@ -398,7 +402,7 @@ def training_state(
 
 
 def load_training_state(
-    learner: Learner,
+    learner: Learner,  # of the same configuration
     state: dict,  # see `training_state`
 ) -> None:
     "Put the parts of a learner into the state of a checkpoint."
@@ -416,7 +420,7 @@ def load_training_state(
 
 # %% ../../nbs/training/05_learner.ipynb #f55731bf
 def save_interrupted(
-    learner: Learner,
+    learner: Learner,  # whose training Ctrl-C has ended
 ) -> None:
     "Save a run that was stopped by Ctrl-C, if its state is that of a whole step."
     # an interruption that not all processes have agreed on leaves slices of different steps

@@ -49,9 +49,14 @@ class RMSNormalizer:
         return (self.square[name] / (1 - self.decay ** self.count[name])).sqrt()
 
     def state_dict(self) -> dict[str, list]:  # name -> [mean square, count]
+        "The estimate of every term so far."
         return {k: [float(v), self.count[k]] for k, v in self.square.items()}
 
-    def load_state_dict(self, state: dict[str, list]) -> None:
+    def load_state_dict(
+        self,
+        state: dict[str, list],  # name -> [mean square, count]
+    ) -> None:
+        "Restore the estimates."
         self.square = {k: torch.tensor(square) for k, (square, _) in state.items()}
         self.count = {k: count for k, (_, count) in state.items()}
 
@@ -82,7 +87,7 @@ def learning_rate(
 
 # %% ../../nbs/training/01_optim.ipynb #3819bf93
 def muon_matrices(
-    model: nn.Module,
+    model: nn.Module,  # whose linear layers are looked for
 ) -> list[nn.Parameter]:  # the weights of its linear layers
     "The parameters that Muon is meant for."
     weights = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
@@ -90,10 +95,10 @@ def muon_matrices(
 
 
 def make_adamw(
-    parameters: list[nn.Parameter],
+    parameters: list[nn.Parameter],  # that are trained
     lr: float,  # peak learning rate
     weight_decay: float,  # decoupled; on matrices only
-    betas: tuple[float, float] = (0.9, 0.99),
+    betas: tuple[float, float] = (0.9, 0.99),  # decay of the first and second moments
 ) -> torch.optim.AdamW:
     "AdamW with a weight decay that leaves vectors alone."
     matrices = [p for p in parameters if p.ndim >= 2]
