@@ -213,7 +213,7 @@ KNOWN_LATE = ("absolute_grape_changeling-47_826-1734",)  # continue after the ta
 
 
 def cut_after_last_reward(
-    episode: Episode,
+    episode: Episode,  # with rewards, or None where unlabelled
     name: str,  # of the recording
 ) -> Episode:
     "Cut a recording that is known to continue after its last reward."

@@ -30,17 +30,29 @@ class EpisodeSource(Protocol):
     def __len__(self) -> int:  # E
         ...
 
-    def frames(self, i: int) -> np.ndarray:  # (T+1, C, H, W) uint8
-        ...
+    def frames(
+        self,
+        i: int,  # episode
+    ) -> np.ndarray:  # (T+1, C, H, W) uint8
+        "The frames of an episode, the one before the first action included."
 
-    def actions(self, i: int) -> np.ndarray | None:  # (T, components); None: unlabelled
-        ...
+    def actions(
+        self,
+        i: int,  # episode
+    ) -> np.ndarray | None:  # (T, components); None: unlabelled
+        "The actions of an episode; `actions[t]` leads from frame t to t + 1."
 
-    def rewards(self, i: int) -> np.ndarray | None:  # (T,) float32; None: unlabelled
-        ...
+    def rewards(
+        self,
+        i: int,  # episode
+    ) -> np.ndarray | None:  # (T,) float32; None: unlabelled
+        "The rewards of an episode; `rewards[t]` follows `actions[t]`."
 
-    def terminated(self, i: int) -> bool:  # the world ended after the last step
-        ...
+    def terminated(
+        self,
+        i: int,  # episode
+    ) -> bool:  # the world ended after the last step
+        "Whether the world ended after the last step (not merely the time)."
 
 # %% ../../nbs/data/05_dataset.ipynb #5b5a917f
 _CONVERT_AGAIN = "delete the folder and convert again"
@@ -160,15 +172,24 @@ class Recordings:
             self._rewards[i] = rewards
         return self._rewards[i]
 
-    def terminated(self, i: int) -> bool:
+    def terminated(
+        self,
+        i: int,  # episode
+    ) -> bool:
         "Whether the world ended after the last step of an episode (not merely the time)."
         return self.episodes[i]["terminated"]
 
-    def info(self, i: int) -> dict[str, Any]:
+    def info(
+        self,
+        i: int,  # episode
+    ) -> dict[str, Any]:
         "What is known of an episode: its line of the list, and `metadata` as recorded."
         return read_json(self._path(i, "info.json"), hint=_CONVERT_AGAIN, error=RecordingError)
 
-    def observations(self, i: int) -> dict[str, np.ndarray]:  # key -> (T+1, ...)
+    def observations(
+        self,
+        i: int,  # episode
+    ) -> dict[str, np.ndarray]:  # key -> (T+1, ...)
         "Inventory, equipped item and the like of an episode, e.g. 'inventory$log'."
         observations = {}
         for path in sorted(self._path(i, ".").glob("observation.*.npy")):
@@ -223,16 +244,32 @@ class MemoryRecordings:
     def __len__(self) -> int:
         return len(self._frames)
 
-    def frames(self, i: int) -> np.ndarray:  # (T+1, C, H, W) uint8
+    def frames(
+        self,
+        i: int,  # episode
+    ) -> np.ndarray:  # (T+1, C, H, W) uint8
+        "The frames of an episode, the one before the first action included."
         return self._frames[i]
 
-    def actions(self, i: int) -> np.ndarray | None:  # (T, components); None: unlabelled
+    def actions(
+        self,
+        i: int,  # episode
+    ) -> np.ndarray | None:  # (T, components); None: unlabelled
+        "The actions of an episode; `actions[t]` leads from frame t to t + 1."
         return self._actions[i]
 
-    def rewards(self, i: int) -> np.ndarray | None:  # (T,); None: unlabelled
+    def rewards(
+        self,
+        i: int,  # episode
+    ) -> np.ndarray | None:  # (T,); None: unlabelled
+        "The rewards of an episode; `rewards[t]` follows `actions[t]`."
         return self._rewards[i]
 
-    def terminated(self, i: int) -> bool:  # the world ended after the last step
+    def terminated(
+        self,
+        i: int,  # episode
+    ) -> bool:  # the world ended after the last step
+        "Whether the world ended after the last step (not merely the time)."
         return bool(self._terminated[i])
 
 # %% ../../nbs/data/05_dataset.ipynb #dc3b5734
@@ -274,7 +311,10 @@ class LatentStore:
             )
 
     @staticmethod
-    def path(root: Path | str, name: str) -> Path:
+    def path(
+        root: Path | str,  # folder of the store
+        name: str,  # of the episode
+    ) -> Path:
         "The file of an episode."
         return Path(root) / f"{name}.npy"
 
@@ -317,6 +357,10 @@ class LatentStore:
                 np.save(temporary, np.asarray(values).astype(np.float16), allow_pickle=False)
 
     @classmethod
-    def has(cls, root: Path | str, name: str) -> bool:
+    def has(
+        cls,
+        root: Path | str,  # folder of the store
+        name: str,  # of the episode
+    ) -> bool:
         "Whether this episode has been encoded."
         return cls.path(root, name).exists()

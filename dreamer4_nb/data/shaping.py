@@ -79,7 +79,7 @@ def potential_shaping(
 
 
 def shaped_rewards(
-    episode: Episode,
+    episode: Episode,  # with `inventory$...` among its observations
     how: str,  # 'raw' or 'potential'
     gamma: float,  # discount of the task
     weights: Mapping[str, float] = ITEM_WEIGHTS,  # item -> worth of one

@@ -33,8 +33,8 @@ def write_video(
     path: Path | str,  # .mp4 file to write
     frames: np.ndarray,  # (N, H, W, 3) uint8 RGB
     fps: int = 20,  # frames per second; MineRL plays at 20
-    codec: str = "libx264rgb",
-    pix_fmt: str = "rgb24",
+    codec: str = "libx264rgb",  # ffmpeg's name of the encoder
+    pix_fmt: str = "rgb24",  # ffmpeg's name of the pixels' layout
     **options: str,  # ffmpeg names; the default is lossless
 ) -> None:
     "Write an mp4; by default every pixel comes back exactly."

@@ -122,7 +122,7 @@ _CURSOR_EDGE = _CURSOR & (
 def draw_cursor(
     frame: np.ndarray,  # (H, W, 3) uint8, changed in place
     x: float,  # of the pointer's tip, in pixels of a screen of 720 lines
-    y: float,
+    y: float,  # the same, from the top down
 ) -> None:
     "Draw a pointer as large as the game's; what is outside of the frame is cut off."
     height, width = frame.shape[:2]

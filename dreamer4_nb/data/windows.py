@@ -53,6 +53,7 @@ class Batch:
 
     @property
     def num_steps(self) -> int:  # T, without the look-ahead
+        "How many steps each window has."
         return self.is_first.shape[1]
 
     def __len__(self) -> int:  # B
@@ -74,7 +75,7 @@ class Batch:
 
     def to(
         self,
-        device: torch.device | str,
+        device: torch.device | str,  # where the tensors go
     ) -> "Batch":
         "The batch on a device."
         return self.map(lambda x: x.to(device, non_blocking=True))
@@ -181,6 +182,7 @@ class SequenceIndex:
 
     @property
     def total(self) -> int:  # number of windows
+        "How many windows there are, over all episodes."
         return int(self.offsets[-1])
 
     def locate(
@@ -193,7 +195,7 @@ class SequenceIndex:
 
 # %% ../../nbs/data/07_windows.ipynb #a5a64b8e
 def rewarded(
-    recordings: EpisodeSource,
+    recordings: EpisodeSource,  # with the rewards
     i: int,  # episode
 ) -> np.ndarray | None:  # (N,) bool: reward t is a reward of the task; None: unlabelled
     "The default events that make windows relevant: a positive reward."
@@ -214,7 +216,7 @@ class WindowReader:
 
     def __init__(
         self,
-        recordings: EpisodeSource,
+        recordings: EpisodeSource,  # whose episodes the windows come from
         horizon: int,  # steps of look-ahead for actions and rewards after the window
         latents: LatentStore | Mapping[str, np.ndarray] | None = None,  # name -> (N+1, L, D)
         fields: Sequence[str] = ("frames",),  # to read, of 'frames' and 'observations'

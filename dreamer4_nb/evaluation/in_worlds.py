@@ -76,7 +76,7 @@ def check_fresh(
 # %% ../../nbs/evaluation/02_in_worlds.ipynb #a74644a3
 @torch.no_grad()
 def play_worlds(
-    worlds: VectorWorlds,
+    worlds: VectorWorlds,  # stepped together, one episode each
     # has `act(frames)`, or is a function (worlds, frames); gives actions (N,) or
     # (N, components)
     player: Any,
@@ -176,7 +176,7 @@ EVALUATION_VERSION = 1  # raised when the meaning of an evaluation's file change
 
 
 def fingerprint(
-    *modules: torch.nn.Module,
+    *modules: torch.nn.Module,  # whose state is hashed
 ) -> str:  # 16 hexadecimal digits
     "A name for these weights: other weights, another name."
     digest = hashlib.sha256()
@@ -214,7 +214,11 @@ class EvaluationCache:
             self.cache_dir.mkdir(parents=True, exist_ok=True)
 
     def key(
-        self, policy: str, temperature: float | None, worlds: str, weights: str | None
+        self,
+        policy: str,  # its name
+        temperature: float | None,  # None for a player that has none
+        worlds: str,  # 'validation' or 'test'
+        weights: str | None,  # fingerprint of what is learned
     ) -> dict[str, Any]:
         "What the outcome depends on; `evaluation_seed` hashes these names, so they stay."
         return dict(
@@ -235,7 +239,7 @@ class EvaluationCache:
         policy: str,  # name, part of a file name
         temperature: float | None,  # None for a player that has none
         worlds: str,  # 'validation' or 'test'
-        make_player: PlayerFactory,
+        make_player: PlayerFactory,  # called where nothing is found
         weights: str | None = None,  # fingerprint of what is learned
     ) -> dict[str, Any]:  # the key, returns, lengths, achievements
         "The outcome of one evaluation, from memory, from its file, or played now."
@@ -298,8 +302,8 @@ def _belongs_to(result, key):
 
 # %% ../../nbs/evaluation/02_in_worlds.ipynb #53b8cba1
 def evaluate_policies(
-    tokenizer: Tokenizer,
-    agent: Agent,
+    tokenizer: Tokenizer,  # of the agent's latents
+    agent: Agent,  # whose world model reads the frames
     policies: dict[str, torch.nn.Module | None],  # name -> head (None: the agent's own)
     task: str = "collect_wood",  # a name in `TASKS`
     view: str = "grid",  # 'grid' or 'stock'

@@ -283,7 +283,7 @@ def _draw_signed_part(ax, part, total, bins, color, name, at, align):
 
 def plot_advantages(
     advantage: np.ndarray,  # (N, H), return minus value, of one iteration
-    title: str = "",
+    title: str = "",  # above the axes
 ) -> Figure:
     "Histogram of advantages with the fractions of D+ and D-."
     a = np.asarray(advantage, float).ravel()
@@ -464,7 +464,7 @@ def plot_stages(
 # %% ../../nbs/evaluation/06_plots.ipynb #95fb469f
 def plot_film(
     frames: np.ndarray,  # (T, 3, H, W) uint8
-    label: str = "",
+    label: str = "",  # left of the strip
     count: int = 12,  # frames shown
 ) -> Figure:
     "A strip of frames from an episode."

@@ -107,7 +107,7 @@ def diagnose_reward_head(
 # %% ../../nbs/evaluation/04_reward_head.ipynb #24b0c0e2
 @torch.no_grad()
 def reward_scores(
-    agent: Agent,
+    agent: Agent,  # whose reward head is judged
     recordings: Recordings,  # held-out episodes
     latents: LatentStore,  # of these episodes
     n: int = 64,  # windows

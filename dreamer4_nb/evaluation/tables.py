@@ -200,7 +200,7 @@ def policy_returns(
 
 
 def num_decimals(
-    *means: float,
+    *means: float,  # returns that stand side by side
 ) -> int:  # 1 or 2
     "How many decimals figures of this size are shown with."
     return 1 if max(abs(mean) for mean in means) >= 3 else 2

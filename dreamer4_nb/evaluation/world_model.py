@@ -28,7 +28,7 @@ from ..worlds.vector import VectorWorlds
 
 # %% ../../nbs/evaluation/05_world_model.ipynb #be43797f
 def module_device(
-    module: torch.nn.Module | Any,
+    module: torch.nn.Module | Any,  # anything with `parameters()`
 ) -> torch.device:
     "Where a module's parameters lie; the CPU for a module without any."
     return next(module.parameters(), torch.zeros(())).device
@@ -52,7 +52,7 @@ def ssim(
 # %% ../../nbs/evaluation/05_world_model.ipynb #19406463
 @torch.no_grad()
 def reconstruct(
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer,  # on any device
     frames: torch.Tensor,  # uint8 (B, T, C, H, W)
     chunk: int = 8,  # windows at a time
 ) -> torch.Tensor:  # float (B, T, C, H, W) in [0, 1], on the CPU
@@ -77,7 +77,7 @@ def _known(value):
 
 
 def reconstruction_scores(
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer,  # that is scored
     recordings: Recordings,  # held-out episodes
     frames: int = 512,  # how many frames to score
     seed: int = 0,  # of the windows
@@ -104,7 +104,7 @@ def reconstruction_scores(
 # %% ../../nbs/evaluation/05_world_model.ipynb #7e862e25
 @torch.no_grad()
 def continue_dream(
-    dynamics: Dynamics,
+    dynamics: Dynamics,  # that dreams
     latents: torch.Tensor,  # (B, T, L, D)
     actions: torch.Tensor,  # (B, T, components), index t led to step t
     action_mask: torch.Tensor,  # (B, T) bool
@@ -152,8 +152,8 @@ def _actions_of_another_window(actions, context):
 # %% ../../nbs/evaluation/05_world_model.ipynb #74828e9b
 @torch.no_grad()
 def rollouts(
-    tokenizer: Tokenizer,
-    dynamics: Dynamics,
+    tokenizer: Tokenizer,  # encodes and decodes frames
+    dynamics: Dynamics,  # that dreams
     recordings: EpisodeSource,  # held-out episodes
     latents: LatentStore | Mapping[str, np.ndarray],  # of these episodes, by name
     n: int = 64,  # windows
@@ -219,8 +219,8 @@ def score_rollouts(
 
 
 def rollout_scores(
-    tokenizer: Tokenizer,
-    dynamics: Dynamics,
+    tokenizer: Tokenizer,  # encodes and decodes frames
+    dynamics: Dynamics,  # that dreams
     recordings: EpisodeSource,  # held-out episodes
     latents: LatentStore | Mapping[str, np.ndarray],  # of these episodes, by name
     n: int = 64,  # windows
@@ -258,8 +258,8 @@ def _round_all(values):
 
 @torch.no_grad()
 def imagined_and_real(
-    tokenizer: Tokenizer,
-    agent: Agent,
+    tokenizer: Tokenizer,  # encodes frames
+    agent: Agent,  # that plays and dreams
     policy: MLPHead | None,  # as for `Actor`
     task: str = "collect_wood",  # a name in `TASKS`
     view: str = "grid",  # see `make_world`

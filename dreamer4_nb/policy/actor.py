@@ -21,8 +21,8 @@ class Actor:
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
-        agent: Agent,
+        tokenizer: Tokenizer,  # turns frames into latents
+        agent: Agent,  # with its world model
         policy: MLPHead | None = None,  # None: the agent's own
         temperature: float = 1.0,  # divides the logits; 0 chooses the most likely action
         task: int = 0,  # number of the task

@@ -32,7 +32,7 @@ def split_advantages(
 
 # %% ../../nbs/policy/02_advantages.ipynb #3bf6c7d2
 def correlation(
-    x: torch.Tensor,
+    x: torch.Tensor,  # any shape
     y: torch.Tensor,  # of x's shape
 ) -> float:
     "Pearson's correlation of two tensors of equal shape; 0 where one of them is constant."
@@ -74,7 +74,7 @@ def advantage_stats(
 class Alarm:
     "A condition on the measures of phase 3, averaged over the last rounds."
 
-    name: str
+    name: str  # as in the metrics
     fires: Callable[[dict], bool]  # function of the measures
     message: str  # with the measures to be filled in
     hint: str  # what to do
@@ -133,7 +133,7 @@ def mean_stats(
 
 def active_alarms(
     rounds: Sequence[dict],  # metrics of each
-    alarms: Sequence[Alarm] = ALARMS,
+    alarms: Sequence[Alarm] = ALARMS,  # to be looked at
 ) -> list[Alarm]:
     "The alarms that the mean of some rounds sets off."
     measures = mean_stats(rounds)
@@ -147,7 +147,7 @@ class Monitor:
         self,
         tolerance: float = 0.01,  # see `advantage_stats`
         patience: int = 5,  # rounds that an alarm looks back over
-        alarms: Sequence[Alarm] = ALARMS,
+        alarms: Sequence[Alarm] = ALARMS,  # to be looked at
         # of the histograms, in units of reward; what lies outside counts at the ends
         edges: np.ndarray | None = None,  # None: 60 bins from -3 to 3
     ):
@@ -162,6 +162,7 @@ class Monitor:
         trainer: Any,  # `ImaginationTrainer`, or anything with a `last_round`
         metrics: dict,  # of the round; measures and alarms are added
     ) -> None:
+        "Add the measures of the round and the names of the alarms to its metrics."
         last = trainer.last_round
         metrics |= advantage_stats(**last, tolerance=self.tolerance)
         policy_learns = "kl" in metrics

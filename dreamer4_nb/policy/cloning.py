@@ -18,7 +18,7 @@ from ..training.fit import fit_head, random_indices, warmup_and_decay
 # %% ../../nbs/policy/05_cloning.ipynb #7cf8ea95
 @torch.no_grad()
 def bc_features(
-    agent: Agent,
+    agent: Agent,  # whose agent token is read
     batches: Iterator[Batch],  # windows with latents and a look-ahead of a step
     windows: int,  # how many to read, at least
     relevant_only: bool = False,  # leave the other windows out
@@ -51,9 +51,9 @@ def fit_bc_policy(
     features: torch.Tensor,  # (N, feature_width), see `bc_features`
     actions: torch.Tensor,  # (N, components) long
     epochs: float = 4.0,  # how often each is seen, on average
-    batch_size: int = 256,
-    lr: float = 1e-3,
-    weight_decay: float = 0.05,
+    batch_size: int = 256,  # steps of recordings in each batch
+    lr: float = 1e-3,  # peak learning rate
+    weight_decay: float = 0.05,  # decoupled
     seed: int = 0,  # of the new head and of the order
 ) -> MLPHead:
     "Fit a policy head from scratch by behaviour cloning on frozen features."

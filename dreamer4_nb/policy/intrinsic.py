@@ -31,7 +31,7 @@ class IntrinsicReward(nn.Module):
         kind: str,  # 'forward_model': curiosity; 'rnd': random network distillation
         codec: ActionCodec,  # of the actions
         latent_size: int,  # numbers per frame
-        hidden: int = 128,
+        hidden: int = 128,  # units of the hidden layer
         max_reward: float = 10.0,  # of one step; an ordinary step pays 1
         seed: int = 0,  # of all weights
     ):
@@ -88,11 +88,11 @@ def _recorded_error(model, batch):
 
 def fit_intrinsic_reward(
     kind: str,  # 'forward_model' or 'rnd', see `IntrinsicReward`
-    codec: ActionCodec,
+    codec: ActionCodec,  # of the actions
     latent_size: int,  # numbers per frame
     windows: Iterator[Batch],  # endless batches with latents
     steps: int = 300,  # optimiser steps
-    lr: float = 2e-3,
+    lr: float = 2e-3,  # learning rate
     seed: int = 0,  # of the weights
 ) -> IntrinsicReward:  # pays 1 for an ordinary step of the recordings
     "Fit an intrinsic reward to recordings: what they contain becomes ordinary."

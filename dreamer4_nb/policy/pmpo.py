@@ -34,7 +34,9 @@ from dreamer4_nb.training.distributed import (
 )
 
 # %% ../../nbs/policy/03_pmpo.ipynb #f5aacae8
-def one_process(x: torch.Tensor) -> torch.Tensor:
+def one_process(
+    x: torch.Tensor,  # any shape
+) -> torch.Tensor:
     "The sum over one process: the tensor as it is. `all_reduce_sum` is the one over many."
     return x
 
@@ -142,8 +144,8 @@ class ImaginationTrainer:
 
     def __init__(
         self,
-        agent: Agent,
-        config: ImaginationConfig,
+        agent: Agent,  # is frozen; its policy head is copied
+        config: ImaginationConfig,  # of this phase
         seed: int = 0,  # of the value head, noise and actions
         policy: MLPHead | None = None,  # to start from, and prior; None: the agent's own
         callbacks: Sequence[Callable] = (),  # (trainer, metrics), called after each iteration
@@ -195,7 +197,7 @@ class ImaginationTrainer:
     @torch.no_grad()
     def returns(
         self,
-        rollout: Rollout,
+        rollout: Rollout,  # of H steps
     ) -> tuple[torch.Tensor, torch.Tensor]:  # (N, H) each
         "Lambda-returns R_0 .. R_{H-1} and target values v_0 .. v_{H-1} of a rollout."
         c = self.config
@@ -206,7 +208,7 @@ class ImaginationTrainer:
 
     def update_value(
         self,
-        rollout: Rollout,
+        rollout: Rollout,  # that is learned from
     ) -> float:  # loss
         "One step of the value head towards the lambda-returns, then one of the target value."
         targets, _ = self.returns(rollout)
@@ -218,7 +220,7 @@ class ImaginationTrainer:
 
     def update_policy(
         self,
-        rollout: Rollout,
+        rollout: Rollout,  # that is learned from
     ) -> dict:  # metrics
         "One step of the policy down its objective and the marginal KL penalty."
         returns, values = self.returns(rollout)

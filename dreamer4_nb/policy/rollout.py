@@ -39,7 +39,7 @@ class Rollout:
 # %% ../../nbs/policy/01_rollout.ipynb #26e2c8ad
 @torch.no_grad()
 def imagine(
-    agent: Agent,
+    agent: Agent,  # with its world model
     latents: torch.Tensor,  # real latents of the contexts (N, T, L, D)
     actions: torch.Tensor,  # (N, T, components), the action that led to each step
     action_mask: torch.Tensor | None = None,  # (N, T)
@@ -85,8 +85,8 @@ class WorldModelRollouts:
 
     def __init__(
         self,
-        agent: Agent,
-        config: ImaginationConfig,
+        agent: Agent,  # with its world model
+        config: ImaginationConfig,  # context, horizon and weight of intrinsic rewards
         reward_fn: Callable | None = None,  # features -> reward, continue; None: the agent's
         intrinsic: Callable | None = None,  # latents (N, H+1, L, D), actions -> rewards (N, H)
     ):
@@ -129,8 +129,8 @@ class RecordedRollouts:
 
     def __init__(
         self,
-        agent: Agent,
-        config: ImaginationConfig,
+        agent: Agent,  # computes the features
+        config: ImaginationConfig,  # context, horizon and weight of intrinsic rewards
         reward_fn: Callable
         | None = None,  # for unknown rewards; None: the agent's reward head
         intrinsic: Callable | None = None,  # latents (N, H+1, L, D), actions -> rewards (N, H)
