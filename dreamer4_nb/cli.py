@@ -133,7 +133,11 @@ class DemoCommand(Start):
         tyro.conf.arg(help_behavior_hint="(default: runs/<task>_<size>_seed<seed>)"),
     ] = None
 
-    def execute(self, settings: Config) -> None:
+    def execute(
+        self,
+        settings: Config,  # the base with the options that were given
+    ) -> None:
+        "Make or continue the run, and print its verdict and the path of the report"
         _check_at_least(0, seed=self.seed)
         config = self.chosen(settings, self.task, self.seed)
         if config.data.task == "recordings":
@@ -161,6 +165,7 @@ class RecordCommand:
     view: View = "grid"  # 8-pixel cells in daylight, or Crafter's own
 
     def execute(self) -> None:
+        "Record the episodes and print how many there are"
         _check_at_least(1, episodes=self.episodes)
         _check_at_least(0, seed=self.seed)
         from dreamer4_nb.worlds.record import record
@@ -185,6 +190,7 @@ class ConvertCommand:
     )
 
     def execute(self) -> None:
+        "Convert the recordings and print which are set aside"
         _check_at_least(1, image_size=self.image_size, workers=self.workers)
         _check_event(self.event)
         from dreamer4_nb.data.convert import convert
@@ -230,7 +236,11 @@ class TrainCommand(Start):
     # never checked
     unchecked: bool = False
 
-    def execute(self, settings: Config) -> None:
+    def execute(
+        self,
+        settings: Config,  # the base with the options that were given
+    ) -> None:
+        "Make or continue the run up to a stage; `UsageError` for options that do not fit"
         _check_at_least(0, seed=self.seed)
         _check_event(self.event)
         from dreamer4_nb.pipeline import train
@@ -265,6 +275,7 @@ class EvaluateCommand:
     device: str = "cpu"  # cpu, cuda, cuda:1, ... or mps
 
     def execute(self) -> None:
+        "Evaluate the run and print its verdict"
         _check_at_least(0, worlds=self.worlds)
         _prepare(self.device)
         from dreamer4_nb.evaluation.tables import verdict
@@ -285,6 +296,7 @@ class CheckCommand:
     ] = None
 
     def execute(self) -> None:
+        "Print and write each check as it is done; exit code 1 if one fails"
         from dreamer4_nb.run.checks import check_path, format_checks
 
         checks = []
@@ -345,6 +357,7 @@ class PlayCommand:
         return self.run
 
     def execute(self) -> None:
+        "Serve the page until the process is interrupted"
         run = self.folder()
         if not 0 <= self.port < 65536:
             _usage_error("--port", self.port, "must be from 0 to 65535")
@@ -389,6 +402,7 @@ class ExperimentCommand:
     workers: int = 0  # variants measured at a time; 0: one to a core
 
     def execute(self) -> None:
+        "Measure what is missing of the experiment"
         seeds = _numbers(self.seeds)
         from dreamer4_nb.studies.experiments import run_experiment
         from dreamer4_nb.training.memory import keep_freed_memory
@@ -417,7 +431,11 @@ class ClaimCommand(Start):
     worlds: int = 128  # validation worlds, and as many test worlds
     device: str = "cpu"  # cpu, cuda, cuda:1, ... or mps
 
-    def execute(self, settings: Config) -> None:
+    def execute(
+        self,
+        settings: Config,  # the base with the options that were given
+    ) -> None:
+        "Train and evaluate a run for each seed, and print the judgement"
         seeds = _numbers(self.seeds)
         _check_at_least(1, worlds=self.worlds)
         from dreamer4_nb.config import EvaluationConfig
@@ -453,6 +471,7 @@ class BenchCommand:
     seconds: float = 0.3  # CPU-seconds of a variant in a turn, one call at least
 
     def execute(self) -> None:
+        "Measure the benchmarks one by one and print a line for each"
         _check_at_least(1, rounds=self.rounds)
         from dreamer4_nb.studies.bench import line, run_benches
         from dreamer4_nb.training.memory import keep_freed_memory
@@ -513,8 +532,9 @@ Command = TypeVar("Command")
 class WithSettings(Generic[Command]):
     "A command beside the fields of its configuration"
 
+    # with options of its own
     command: Annotated[Command, tyro.conf.arg(name=""), tyro.conf.DisallowNone]
-    settings: Annotated[Config, tyro.conf.arg(name="")]
+    settings: Annotated[Config, tyro.conf.arg(name="")]  # the base, changed by options
 
 
 def _parse_without_settings(args: Sequence[str]) -> Any:  # a subcommand

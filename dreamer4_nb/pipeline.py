@@ -28,7 +28,7 @@ def _scaled_stage(stage: StageConfig, factor: float) -> StageConfig:
 
 
 def scaled(
-    config: Config,
+    config: Config,  # with the budgets to scale
     factor: float,  # above 0; 1 changes nothing
 ) -> Config:  # a new configuration
     "The same configuration with all training budgets multiplied by `factor`"
@@ -87,7 +87,7 @@ STAGE_FUNCTIONS: dict[str, Callable[[Run], Any]] = {
 
 
 def run_stage(
-    run: Run,
+    run: Run,  # that has done the stages before it
     name: str,  # a name in `STAGES`
 ) -> None:
     "Carry out one stage, whether it is done or not"
@@ -104,7 +104,7 @@ def stages_up_to(
 
 
 def run_all(
-    run: Run,
+    run: Run,  # new, or with some stages done
     upto: str = "report",  # last stage, a name in `STAGES`
 ) -> Run:  # the same run
     "Carry out the stages that are not done yet, in order"
@@ -115,7 +115,7 @@ def run_all(
 
 # %% ../nbs/03_pipeline.ipynb #f1875025
 def train_checked(
-    run: Run,
+    run: Run,  # new, or with some stages done
     upto: str = "imagination",  # last stage, a name in `STAGES`
 ) -> Run:  # the same run
     "As `run_all`, but raise a `RunError` after a stage whose checks fail"

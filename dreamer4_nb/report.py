@@ -63,38 +63,43 @@ from .training.callbacks import read_training_log
 # %% ../nbs/02_report.ipynb #1a7509b3
 @dataclass
 class Paragraph:
-    kind: ClassVar[str] = "paragraph"
-    text: str
+    "Plain sentences."
+
+    kind: ClassVar[str] = "paragraph"  # by which the template knows it
+    text: str  # without markup
 
 
 @dataclass
 class Prose:
     "Sentences with markup of their own, which stand in the template under this name."
 
-    kind: ClassVar[str] = "prose"
-    name: str
+    kind: ClassVar[str] = "prose"  # by which the template knows it
+    name: str  # of the sentences in the template
 
 
 @dataclass
 class LeftOut:
     "Why a part of the page is missing."
 
-    kind: ClassVar[str] = "left out"
-    reason: str
+    kind: ClassVar[str] = "left out"  # by which the template knows it
+    reason: str  # a sentence without its full stop
 
 
 @dataclass
 class Picture:
-    kind: ClassVar[str] = "picture"
+    "An image inside the page, with what it shows in words."
+
+    kind: ClassVar[str] = "picture"  # by which the template knows it
     data: bytes  # of a PNG or GIF
     alt: str  # what it shows, for those who cannot see it
-    format: str = "png"
+    format: str = "png"  # 'png' or 'gif'
     css: str = ""  # class of the figure: 'wide' for grids of pictures
-    caption: str = ""
+    caption: str = ""  # below the picture; empty: none
     pixels: bool = False  # enlarge without blurring
 
     @property
     def source(self) -> str:  # the picture itself as an address, so that no file is needed
+        "The image as a data address."
         return f"data:image/{self.format};base64,{base64.b64encode(self.data).decode()}"
 
 
@@ -102,39 +107,41 @@ class Picture:
 class Row:
     "Blocks beside each other."
 
-    kind: ClassVar[str] = "row"
-    blocks: list
+    kind: ClassVar[str] = "row"  # by which the template knows it
+    blocks: list  # from left to right
 
 
 @dataclass
 class Stack:
     "Blocks below each other, inside a row."
 
-    kind: ClassVar[str] = "stack"
-    blocks: list
+    kind: ClassVar[str] = "stack"  # by which the template knows it
+    blocks: list  # from top to bottom
 
 
 @dataclass
 class Films:
-    kind: ClassVar[str] = "films"
-    blocks: list[Picture]
+    "Films side by side."
+
+    kind: ClassVar[str] = "films"  # by which the template knows it
+    blocks: list[Picture]  # each with a caption
 
 
 @dataclass
 class Details:
     "Long text that opens on a click."
 
-    kind: ClassVar[str] = "details"
-    summary: str
-    text: str
+    kind: ClassVar[str] = "details"  # by which the template knows it
+    summary: str  # the line to click on
+    text: str  # shown as it is, with its line breaks
 
 # %% ../nbs/02_report.ipynb #4188afc5
 @dataclass
 class Cell:
     "A cell of a table that is more than plain text."
 
-    text: str = ""
-    bold: bool = False
+    text: str = ""  # plain
+    bold: bool = False  # text in bold type
     dot: str = ""  # colour of a dot before the text
     unbroken: str = ""  # more text, which stays on one line
     bar: float | None = None  # length of a bar in place of text, 0 to 1
@@ -143,26 +150,30 @@ class Cell:
 
 @dataclass
 class Table:
-    kind: ClassVar[str] = "table"
-    head: list[str]
-    rows: list[list[str | Cell]]
-    css: str = ""
+    "Rows of cells below a line of headings."
+
+    kind: ClassVar[str] = "table"  # by which the template knows it
+    head: list[str]  # a heading for each column
+    rows: list[list[str | Cell]]  # a cell for each column
+    css: str = ""  # classes of the table, such as 'numbers' or 'plain'
 
 
 @dataclass
 class Tile:
     "One figure in large type."
 
-    value: str
-    label: str
+    value: str  # the figure with its unit
+    label: str  # what it measures
     aim: str = ""  # what the figure should be; empty where there is no aim
-    met: bool = False
+    met: bool = False  # whether the figure reaches its aim
 
 
 @dataclass
 class Tiles:
-    kind: ClassVar[str] = "tiles"
-    tiles: list[Tile]
+    "Tiles side by side."
+
+    kind: ClassVar[str] = "tiles"  # by which the template knows it
+    tiles: list[Tile]  # from left to right
 
 
 Block = Paragraph | Prose | LeftOut | Picture | Row | Stack | Films | Details | Table | Tiles
@@ -170,8 +181,10 @@ Block = Paragraph | Prose | LeftOut | Picture | Row | Stack | Films | Details | 
 
 @dataclass
 class Section:
-    title: str
-    blocks: list[Block]
+    "A heading and what stands below it."
+
+    title: str  # the heading
+    blocks: list[Block]  # from top to bottom
 
 # %% ../nbs/02_report.ipynb #64648cdf
 @lru_cache
@@ -186,7 +199,7 @@ def _templates() -> Environment:
 
 
 def render_blocks(
-    blocks: list[Block],
+    blocks: list[Block],  # from top to bottom
 ) -> str:  # HTML
     "Blocks as they look inside a page."
     macros: Any = _templates().get_template("blocks.html.jinja").module
@@ -259,10 +272,10 @@ class Page:
     def figure(
         self,
         name: str,  # of the PNG, without its ending
-        fig: Figure,
+        fig: Figure,  # is saved as it is
         alt: str,  # what it shows, for those who cannot see it
         css: str = "",  # class of the figure: 'wide' for grids of pictures
-        dpi: int = 150,
+        dpi: int = 150,  # pixels per inch
     ) -> Picture:
         "Save a figure as a PNG, and give the same as a block."
         png = io.BytesIO()
@@ -273,7 +286,7 @@ class Page:
 
 # %% ../nbs/02_report.ipynb #1245efe6
 def attempt(
-    make: Callable[..., list[Block]],
+    make: Callable[..., list[Block]],  # may raise any `Exception`
     *args: Any,  # of `make`
 ) -> list[Block]:
     "What `make` gives, or a block that says why it gives nothing."
@@ -333,7 +346,7 @@ def _minutes_tile(page):
 
 
 def at_a_glance(
-    page: Page,
+    page: Page,  # with results, configuration and minutes of a run
 ) -> list[Block]:
     "Tiles with the figures that decide, and the aims of the main job."
     tiles = []
@@ -402,7 +415,7 @@ def _played_policies(results):
 
 
 def policies_section(
-    page: Page,
+    page: Page,  # with the results of `evaluate`
 ) -> list[Block]:
     "The policies side by side."
     policies = _played_policies(page.results)
@@ -429,7 +442,7 @@ def policies_section(
 
 # %% ../nbs/02_report.ipynb #1ad8e7b1
 def achievements_section(
-    page: Page,
+    page: Page,  # with the results of `evaluate`
 ) -> list[Block]:
     "The fraction of episodes that reach each achievement."
     rates = page.results.get("ladder")
@@ -461,7 +474,7 @@ def _film(page, name, frames):
 
 
 def films_section(
-    page: Page,
+    page: Page,  # with evaluation/pictures.npz
 ) -> list[Block]:
     "Films of episodes."
     films = {}
@@ -513,7 +526,7 @@ def _imagined_real(page):
 
 
 def imagination_section(
-    page: Page,
+    page: Page,  # with the log of phase 3
 ) -> list[Block]:
     "The history of phase 3."
     right = [
@@ -549,7 +562,7 @@ def _rollout_psnr(page):
 
 
 def rollouts_section(
-    page: Page,
+    page: Page,  # with results, and with evaluation/pictures.npz
 ) -> list[Block]:
     "Imagined rollouts beside the truth."
     rollout = page.results.get("rollout") or {}
@@ -587,7 +600,7 @@ _TOKENIZER_MEASURES = {  # name -> words and format
 
 
 def tokenizer_section(
-    page: Page,
+    page: Page,  # with results, and with evaluation/pictures.npz
 ) -> list[Block]:
     "Reconstructions beside the truth."
     scores = page.results.get("tokenizer") or {}
@@ -602,7 +615,7 @@ def tokenizer_section(
 
 # %% ../nbs/02_report.ipynb #8a93f61c
 def losses_section(
-    page: Page,
+    page: Page,  # with the logs of the three stages
 ) -> list[Block]:
     "Loss curves of the three trained stages."
     figures = []
@@ -640,7 +653,7 @@ def _stage_note(stage):
 
 
 def stages_section(
-    page: Page,
+    page: Page,  # with run.json
 ) -> list[Block]:
     "A line for every stage."
     stages = page.run.get("stages")
@@ -666,7 +679,7 @@ def stages_section(
 
 # %% ../nbs/02_report.ipynb #fbebbb2d
 def run_section(
-    page: Page,
+    page: Page,  # with run.json
 ) -> list[Block]:
     "Machine, versions and configuration."
     if not page.run:
@@ -734,7 +747,7 @@ def _pretrained_dream(page):
 
 
 def laptop_section(
-    page: Page,
+    page: Page,  # with the configuration and results
 ) -> list[Block]:
     "For a run that only tries things out: what the laptop's run adds."
     if page.config is None or not page.config.is_trial:

@@ -35,7 +35,7 @@ from ..run.folder import RunFolder
 
 # %% ../../nbs/play/03_explorer.ipynb #fd96dcc4
 def look_back(
-    attention: TimeAttention,
+    attention: TimeAttention,  # a time layer of the model
     x: torch.Tensor,  # tokens that the layer was given (1, T, S, C)
 ) -> torch.Tensor:  # (S, T) weight on each step, of the newest step's tokens
     "How the newest step divides its attention over the steps, averaged over heads"
@@ -56,7 +56,7 @@ class InputRecorder:
 
     def __init__(
         self,
-        layers: Iterable[nn.Module],
+        layers: Iterable[nn.Module],  # whose inputs are kept, in the order of the calls
     ):
         self.layers = list(layers)
         self.inputs: list[torch.Tensor] = []  # first argument of each call
@@ -258,7 +258,7 @@ class ExplorerPanel:
 
     def __init__(
         self,
-        explorer: Explorer,
+        explorer: Explorer,  # what the widgets show
     ):
         w, _ = import_widgets()
         self.explorer = explorer

@@ -83,7 +83,7 @@ class PanelSettings:
 
     def __init__(
         self,
-        player: Player,
+        player: Player,  # whose settings the widgets begin with
     ):
         w, _ = import_widgets()
         self.layout = w.Layout(width="230px")
@@ -158,7 +158,7 @@ class Panel:
 
     def __init__(
         self,
-        player: Player,
+        player: Player,  # what the panel plays in
         out: Path | str = "played",  # folder for films and recordings
     ):
         w, Screen = import_widgets()
@@ -256,6 +256,7 @@ class Panel:
         self.status.value = message or self.player.why_no_world
 
     def step_back(self) -> str:
+        "Take back the last step"
         self.player.step_back()
         return ""
 
@@ -281,6 +282,7 @@ class Panel:
         return self.restart()
 
     def save_film(self) -> str:
+        "Save the game so far as a GIF, named after its window"
         player = self.player
         source = player.recordings.names[player.episode]
         name = f"{source}_{player.start}_{len(player.history) - 1}.gif"
@@ -385,9 +387,9 @@ def _squared_error(step: PlayedStep) -> float:
 
 
 def side_by_side(
-    player: Player,
+    player: Player,  # with a true world for its recordings
     policy: str = "imagination",  # a name in `player.policies`
-    temperature: float = 0.5,
+    temperature: float = 0.5,  # divides the logits; 0 takes the most likely action
     games: int = 40,  # from how many windows
     steps: int = 30,  # of each game
     seed: int = 0,  # of the windows

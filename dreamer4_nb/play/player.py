@@ -76,7 +76,7 @@ def _presses(space: ActionSpace, degrees: float) -> dict[str, dict[str, Any]]:
 
 
 def moves(
-    codec: ActionCodec,
+    codec: ActionCodec,  # of the world model's actions
     degrees: float = 5.0,  # that a press turns the camera
 ) -> dict[str, np.ndarray]:  # name -> class numbers (components,)
     "The actions of one press each, by name"
@@ -86,7 +86,7 @@ def moves(
 
 # %% ../../nbs/play/01_player.ipynb #1b961c06
 def describe_action(
-    codec: ActionCodec,
+    codec: ActionCodec,  # of the world model's actions
     action: np.ndarray,  # class numbers (components,)
 ) -> str:
     "An action in words"
@@ -135,7 +135,7 @@ def key_bindings(
 
 # %% ../../nbs/play/01_player.ipynb #2af29f9c
 def true_world(
-    recordings: Recordings,
+    recordings: Recordings,  # of the embedded world, with the seed of each episode
     i: int,  # episode
     step: int,  # frame of it
 ) -> CrafterWorld:  # a world that shows this frame
@@ -165,12 +165,16 @@ class KnownSteps(NamedTuple):
     actions: torch.Tensor  # (1, T, components) int64, led to each step; 0: unknown
     action_mask: torch.Tensor  # (1, T) bool, the action is known
 
-    def to(self, device: torch.device | str) -> "KnownSteps":
+    def to(
+        self,
+        device: torch.device | str,  # as PyTorch names them
+    ) -> "KnownSteps":
+        "The same steps on another device"
         return KnownSteps(*(tensor.to(device) for tensor in self))
 
 
 def window_before(
-    recordings: Recordings,
+    recordings: Recordings,  # with the actions, where they are known
     latents: LatentStore,  # of the same episodes
     i: int,  # episode
     step: int,  # frame of it, the last of the window
@@ -215,7 +219,7 @@ class CacheSlot:
 
 
 def save_slot(
-    cache: TimeCache,
+    cache: TimeCache,  # keys and values of the time layers
 ) -> CacheSlot:  # for `restore_slot`
     "Copy the slot that the next step will overwrite"
     slot = cache.steps % cache.context
@@ -225,7 +229,7 @@ def save_slot(
 
 def restore_slot(
     cache: TimeCache,  # one step after it was saved
-    saved: CacheSlot,
+    saved: CacheSlot,  # from `save_slot`
 ) -> None:
     "Take the last step out of a cache"
     cache.steps = saved.steps
@@ -461,7 +465,7 @@ def to_uint8(
 
 # %% ../../nbs/play/01_player.ipynb #83c11fdb
 def step_picture(
-    played: PlayedStep,
+    played: PlayedStep,  # with its frame, and maybe the true one
     scale: int = 4,  # each pixel becomes so many across and down
 ) -> np.ndarray:  # uint8 (H, W, 3)
     "A step's frame, beside the true world's"
@@ -473,7 +477,7 @@ def step_picture(
 
 
 def step_curves(
-    history: Sequence[PlayedStep],
+    history: Sequence[PlayedStep],  # all steps of a game, from its first frame on
 ) -> dict[str, list[float | None]]:  # name -> a number for each step, None: unknown
     "What the heads predicted, and the rewards of the true world"
     return {
@@ -562,7 +566,7 @@ SIGNS = {"left": "←", "right": "→", "up": "↑", "down": "↓", "noop": "·"
 
 
 def draw_strip(
-    player: Player,
+    player: Player,  # with a game
     last: int = 30,  # actions shown
 ) -> str:  # HTML
     "The newest actions in order; those of a policy in blue"
@@ -574,7 +578,7 @@ def draw_strip(
 
 # %% ../../nbs/play/01_player.ipynb #489f5b6f
 def save_film(
-    player: Player,
+    player: Player,  # with a game
     path: Path | str,  # of the GIF
     fps: float = 10,  # steps per second
 ) -> Path:  # the path
@@ -595,7 +599,7 @@ def _frames_and_rewards(player: Player, truth: bool) -> tuple[np.ndarray, np.nda
 
 
 def save_recording(
-    player: Player,
+    player: Player,  # with a game of one step at least
     root: Path | str,  # folder of recordings
     name: str | None = None,  # of this one; None: where it began, and how long it is
     truth: bool = False,  # frames and rewards of the true world, not of the dream

@@ -41,8 +41,8 @@ from dreamer4_nb.run.recording_checks import (
 
 # %% ../../nbs/run/09_checks.ipynb #5a662409
 def check_tokenizer(
-    tokenizer: Tokenizer,
-    held_out: Recordings,
+    tokenizer: Tokenizer,  # of the run
+    held_out: Recordings,  # episodes that it was not trained on
     latents: LatentStore,  # of these episodes
     seed: int = 0,  # of the frames that are reconstructed
 ) -> Iterator[Check]:
@@ -120,7 +120,7 @@ def check_dreamed_latents(
 
 
 def dream_beside(
-    dynamics: Dynamics,
+    dynamics: Dynamics,  # on the device where it dreams
     batch: Batch,  # windows with latents, of T steps
     context: int,  # steps that are known
     seed: int,  # of the noise
@@ -142,12 +142,12 @@ def dream_beside(
 
 @torch.no_grad()
 def check_dynamics(
-    run: RunFolder,
-    tokenizer: Tokenizer,
-    dynamics: Dynamics,
-    held_out: Recordings,
+    run: RunFolder,  # whose configuration and seed are used
+    tokenizer: Tokenizer,  # of the run
+    dynamics: Dynamics,  # of the run
+    held_out: Recordings,  # episodes that neither was trained on
     latents: LatentStore,  # of these episodes
-    windows: int = 48,
+    windows: int = 48,  # how many to dream in
     context: int = 8,  # known frames, at most
     steps: int = 15,  # dreamed frames, at most
 ) -> Iterator[Check]:
@@ -206,7 +206,7 @@ def check_reward_head(
 
 
 def dreamed_rewards(
-    agent: Agent,
+    agent: Agent,  # with a reward head
     batch: Batch,  # windows with latents
     context: int,  # known steps at the beginning
     turn: int,  # begin in the context of so many windows before; 0: in one's own
@@ -238,7 +238,7 @@ PRESENT_MATTERS = {
 
 @torch.no_grad()
 def check_present(
-    agent: Agent,
+    agent: Agent,  # with a reward head
     batch: Batch,  # windows with latents, on the agent's device
     context: int,  # known steps at the beginning
     seed: int,  # of the noise
@@ -258,11 +258,11 @@ def check_present(
 
 
 def check_rewards(
-    run: RunFolder,
-    agent: Agent,
-    held_out: Recordings,
+    run: RunFolder,  # whose configuration and seed are used
+    agent: Agent,  # of the run
+    held_out: Recordings,  # episodes that it was not trained on
     latents: LatentStore,  # of these episodes
-    windows: int = 192,
+    windows: int = 192,  # how many to dream in
     context: int = 8,  # known steps, at most
     steps: int = 8,  # dreamed steps
 ) -> Iterator[Check]:
@@ -349,7 +349,7 @@ CHECKED_STAGES = ("convert", "encode", "dynamics", "agent", "imagination")
 
 
 def check_stage(
-    run: RunFolder,
+    run: RunFolder,  # that has done the stage
     stage: str,  # one of `CHECKED_STAGES` that is done
 ) -> Iterator[Check]:
     "What can be checked once a stage is done"
@@ -374,7 +374,7 @@ def check_stage(
 
 
 def check_run(
-    run: RunFolder,
+    run: RunFolder,  # that has done convert at least
 ) -> Iterator[Check]:
     "Everything that applies to what the run has done so far"
     if not run.done("convert"):
@@ -436,7 +436,7 @@ def check_path(
 
 
 def format_checks(
-    checks: Iterable[Check],
+    checks: Iterable[Check],  # in the order in which they are printed
 ) -> str:  # lines
     "Checks for a terminal, with what to do below those that did not pass"
     lines = []
@@ -450,7 +450,7 @@ def format_checks(
 
 
 def enforce_checks(
-    run: RunFolder,
+    run: RunFolder,  # whose stage is checked
     stage: str,  # that has just ended
 ) -> None:
     "Print the checks of a stage; a `RunError` names those that fail"

@@ -33,7 +33,7 @@ from .launch import in_parallel
 
 # %% ../../nbs/run/05_evaluate.ipynb #9df95ff3
 def play_policies(
-    run: RunFolder,
+    run: RunFolder,  # with a trained agent and its policies
     folder: str,  # in the run, for the finished results
     validation_worlds: int,  # in which temperatures are chosen
     test_worlds: int,  # in which results are reported
@@ -72,7 +72,7 @@ def _pixels(frames: torch.Tensor) -> np.ndarray:  # in [0, 1] -> uint8
 
 
 def reconstructed_frames(
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer,  # on the device of the frames
     frames: torch.Tensor,  # (N, 1, C, H, W) uint8
     generator: torch.Generator,  # of the mask
 ) -> dict[str, np.ndarray]:  # (N, C, H, W) uint8: truth, reconstruction, masked
@@ -86,8 +86,8 @@ def reconstructed_frames(
 
 
 def rollout_frames(
-    tokenizer: Tokenizer,
-    agent: Agent,
+    tokenizer: Tokenizer,  # on the agent's device
+    agent: Agent,  # with the dynamics that dream
     batch: Batch,  # windows with latents, of T steps
     context: int,  # recorded frames before a rollout
     seed: int,  # of the noise
@@ -109,9 +109,9 @@ def rollout_frames(
 
 
 def episode_films(
-    run: RunFolder,
-    tokenizer: Tokenizer,
-    agent: Agent,
+    run: RunFolder,  # with the policies in `POLICIES`
+    tokenizer: Tokenizer,  # of the run
+    agent: Agent,  # of the run
     generator: torch.Generator,  # of the actions
 ) -> dict[str, np.ndarray]:  # (steps, C, H, W) uint8
     "An episode of each policy in the first test world"
@@ -125,7 +125,7 @@ def episode_films(
 
 @torch.no_grad()
 def save_pictures(
-    run: RunFolder,
+    run: RunFolder,  # with a trained agent and its policies
     frames: int = 6,  # to reconstruct
     rollouts: int = 3,  # to show
     context: int = 8,  # recorded frames before a rollout
@@ -187,7 +187,7 @@ def _measures(run: RunFolder, config: EvaluationConfig, policies: dict[str, Any]
 
 
 def evaluate_run(
-    run: RunFolder,
+    run: RunFolder,  # done up to imagination
     worlds: int = 0,  # to choose temperatures and to test, each; 0: as configured
 ) -> dict:  # the content of results.json
     "The stage evaluate: play all policies, measure the models, write results.json"

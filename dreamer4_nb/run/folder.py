@@ -287,7 +287,7 @@ class RunFolder:
     def save_policy(
         self,
         name: str,  # in `POLICIES`, or 'value'
-        head: MLPHead,
+        head: MLPHead,  # whose weights are saved
     ) -> None:
         "Save a policy head, whole or not at all"
         with atomic_file(self._policy_path(name)) as path:

@@ -24,8 +24,8 @@ from ..training.distributed import make_accelerator
 
 # %% ../../nbs/run/04_imagination.ipynb #2f04a006
 def contexts(
-    run: RunFolder,
-    config: ImaginationConfig,
+    run: RunFolder,  # done up to encode
+    config: ImaginationConfig,  # of the run, or one with other budgets
 ) -> Iterator[Batch]:  # endless; this process's rows, with latents, on the run's device
     "The windows that imagined rollouts begin with"
     windows = SequenceSampler(
@@ -44,8 +44,8 @@ def contexts(
 
 # %% ../../nbs/run/04_imagination.ipynb #2f04a009
 def intrinsic_reward(
-    run: RunFolder,
-    config: ImaginationConfig,
+    run: RunFolder,  # done up to encode
+    config: ImaginationConfig,  # with `intrinsic`, its weight and the length of windows
 ) -> IntrinsicReward | None:  # None: the configuration names none
     "The intrinsic reward of a configuration, fitted to the recordings"
     if config.intrinsic == "none":
@@ -116,7 +116,9 @@ def _save(
         )
 
 
-def learn_in_imagination(run: RunFolder) -> None:
+def learn_in_imagination(
+    run: RunFolder,  # done up to agent
+) -> None:
     "The stage imagination, phase 3: learn a policy from imagined rollouts"
     config = run.config.imagination
     agent = run.trained("agent")

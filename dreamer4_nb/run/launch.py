@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
@@ -25,6 +26,7 @@ from accelerate.state import AcceleratorState
 from .folder import RunError, RunFolder
 from ..training.distributed import make_accelerator
 from ..training.learner import NonFiniteLoss
+from ..training.memory import keep_freed_memory
 
 # %% ../../nbs/run/02_launch.ipynb #7a10c0d2
 _HELPER = """
@@ -49,6 +51,7 @@ def serve(
 ) -> None:
     "What a helper process does: call one method of a run, and end"
     threading.Thread(target=_exit_with_first_process, daemon=True).start()
+    keep_freed_memory()
     run = open_run(out, progress=False)
     getattr(run, method)(*json.loads(arguments))
     sys.stdout.flush()
@@ -212,9 +215,9 @@ def exit_launched(
 # %% ../../nbs/run/02_launch.ipynb #2f02a009
 @contextmanager
 def in_parallel(
-    run: RunFolder,
+    run: RunFolder,  # which says how many processes there are
     method: str,  # of the run, which the other processes call
-    *arguments,  # of that method, JSON-able
+    *arguments: Any,  # of that method, JSON-able
     wait: bool = True,  # whether the block ends only when the others have done their part
 ) -> Iterator[None]:
     "Run the block in all processes of a run, each with its fraction of the cores"

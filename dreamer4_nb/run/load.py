@@ -69,6 +69,7 @@ def load(
     out: Path | str,  # folder of a run, or 'pretrained'
     policy: str = "imagination",  # or 'bc', 'bc_all', see `POLICIES`
     temperature: float = 1.0,  # divides the logits; 0 takes the most likely action
+    # as PyTorch names them: 'cpu', 'cuda', 'cuda:1', 'mps'
     device: str | torch.device = "cpu",
     seed: int = 0,  # of the sampled actions
 ) -> TrainedPolicy:  # at the beginning of an episode

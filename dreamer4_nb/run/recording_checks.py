@@ -25,7 +25,7 @@ from ..training.fit import fit_head, random_indices
 class Check:
     "The result of one check"
 
-    name: str
+    name: str  # what should be so, in words
     status: str  # 'pass', 'warn', 'fail', or 'skip' where it does not apply
     observed: str  # the number
     threshold: str  # what passes
@@ -57,7 +57,7 @@ class Check:
 
 
 def threshold_check(
-    name: str,
+    name: str,  # what should be so, in words
     value: float | None,  # None: does not apply, the check is skipped
     passes_at: float,  # passes from here on
     warns_at: float,  # warns from here on, fails below
@@ -78,7 +78,7 @@ def threshold_check(
 
 # %% ../../nbs/run/08_recording_checks.ipynb #2d1651ca
 def check_labels_and_rewards(
-    recordings: EpisodeSource,
+    recordings: EpisodeSource,  # one episode at least
     has_task: bool = True,  # without a task, missing rewards are no fault
 ) -> Iterator[Check]:
     "How many episodes have actions and rewards, and how many steps are rewarded"
@@ -159,7 +159,7 @@ def fit_and_predict(
     loss_fn: Callable,  # (outputs (B, outputs), rows (B,)) -> scalar loss
     outputs: int,  # numbers that are predicted
     seed: int = 0,  # of the head and the order
-    steps: int = 300,
+    steps: int = 300,  # of the optimizer, each with 256 rows
 ) -> tuple[torch.Tensor, torch.Tensor]:  # outputs for the last quarter, and their rows
     "Fit a small head to the first three quarters and predict the rest"
     with torch.random.fork_rng():
@@ -194,8 +194,8 @@ def shifted(
 
 
 def episode_motion(
-    recordings: EpisodeSource,
-    episodes: Sequence[int],
+    recordings: EpisodeSource,  # with frames
+    episodes: Sequence[int],  # numbers of those to use
     margin: int,  # steps left out at both ends of each episode
 ) -> torch.Tensor:  # (N, features), the steps of all episodes in a row
     "The motion features of every step but those at the ends"
@@ -212,7 +212,7 @@ def action_fit(
     recordings: EpisodeSource,  # with actions
     episodes: Sequence[int],  # which to use
     shifts: Sequence[int] = (-1, 0, 1),  # steps
-    seed: int = 0,
+    seed: int = 0,  # of the head and the order
 ) -> dict[int, float]:  # shift -> nats of the held-out steps
     "How badly two frames predict the action that is stored so many steps after them"
     codec = recordings.codec
@@ -295,7 +295,7 @@ def _count_rewarded(recordings: EpisodeSource, episodes: Sequence[int]) -> int |
 
 
 def check_alignment(
-    recordings: EpisodeSource,
+    recordings: EpisodeSource,  # with or without actions
     episodes: int = 60,  # how many to use
     shifts: Sequence[int] = (-1, 0, 1),  # steps
 ) -> Iterator[Check]:

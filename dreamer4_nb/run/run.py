@@ -63,14 +63,14 @@ class Run(RunFolder):
 
     def contexts(
         self,
-        config: ImaginationConfig,
+        config: ImaginationConfig,  # its sizes of batches and windows
     ) -> Iterator[Batch]:  # endless; this process's rows
         "The windows that imagined rollouts begin with"
         return imagination.contexts(self, config)
 
     def intrinsic(
         self,
-        config: ImaginationConfig,
+        config: ImaginationConfig,  # which names the kind of intrinsic reward
     ) -> IntrinsicReward | None:  # None: the configuration names none
         "The intrinsic reward of a configuration, fitted to the recordings"
         return imagination.intrinsic_reward(self, config)

@@ -60,7 +60,7 @@ def record_world(
 
 
 def use_recordings(
-    run: RunFolder,
+    run: RunFolder,  # new, or already with these recordings
     source: Path | str,  # folder of recordings
 ) -> None:
     "Train on recordings that exist, instead of recording the embedded world"
@@ -79,7 +79,7 @@ def use_recordings(
 
 
 def convert_recordings(
-    run: RunFolder,
+    run: RunFolder,  # with recordings of its own, or of `use_recordings`
 ) -> None:
     "The stage convert: decode the recordings into memory maps"
     config = run.config
@@ -105,8 +105,8 @@ def convert_recordings(
 
 # %% ../../nbs/run/03_stages.ipynb #2f03a007
 def stage_windows(
-    run: RunFolder,
-    stage: StageConfig,
+    run: RunFolder,  # whose latents, seed and task are used
+    stage: StageConfig,  # with batch size and lengths
     recordings: Recordings,  # to draw from
     with_latents: bool = False,  # read latents instead of frames
 ) -> SequenceSampler:
@@ -125,7 +125,9 @@ def stage_windows(
     )
 
 
-def frames_per_step(stage: StageConfig) -> float:
+def frames_per_step(
+    stage: StageConfig,  # with batch size and lengths
+) -> float:
     "How many frames a training step sees on average"
     total_weight = sum(weight for _, weight in stage.lengths)
     first_length = stage.lengths[0][0]
@@ -162,7 +164,7 @@ def held_out_loss(
 
 def early_stopping(
     patience: int,  # steps without improvement
-    measure: Callable[[Learner], float],
+    measure: Callable[[Learner], float],  # of the learner; less is better
 ) -> EarlyStopping:
     "Stop after so many steps in which the measure has not improved"
     every = max(1, patience // MEASUREMENTS)
@@ -170,7 +172,7 @@ def early_stopping(
 
 
 def stage_callbacks(
-    stage: StageConfig,
+    stage: StageConfig,  # with the switches of a training
     measure: Callable[[Learner], float] | None = None,  # what must improve, for early stopping
 ) -> list[Callback]:
     "The callbacks that a stage's configuration asks for"
@@ -187,11 +189,11 @@ def stage_callbacks(
 
 # %% ../../nbs/run/03_stages.ipynb #2f03a013
 def train_stage(
-    run: RunFolder,
+    run: RunFolder,  # that has the data
     name: str,  # 'tokenizer', 'dynamics' or 'agent'
-    model: nn.Module,
+    model: nn.Module,  # untrained; is trained in place
     loss_fn: Callable,  # (model, batch, generator) -> {term: scalar, 'metrics': ...}
-    stage: StageConfig,
+    stage: StageConfig,  # with steps, learning rate, batch size and more
     with_latents: bool = False,  # train on latents instead of frames
     weights: dict[str, float] | None = None,  # of the loss terms; 1 where not named
     floor: float = 1e-4,  # least size of a term that it is divided by
@@ -250,7 +252,9 @@ def _schedule(stage: StageConfig) -> dict:
     }
 
 # %% ../../nbs/run/03_stages.ipynb #2f03a014
-def train_tokenizer(run: RunFolder) -> None:
+def train_tokenizer(
+    run: RunFolder,  # done up to convert
+) -> None:
     "The stage tokenizer: train it on frames"
     config = run.config.tokenizer
     model = run.build("tokenizer")
@@ -272,7 +276,7 @@ def train_tokenizer(run: RunFolder) -> None:
 
 # %% ../../nbs/run/03_stages.ipynb #807e9627
 def encode_episode(
-    model: Tokenizer,
+    model: Tokenizer,  # on `device`
     frames: np.ndarray,  # (N, C, H, W) uint8
     device: str | torch.device = "cpu",  # of the model
     chunk: int = 512,  # frames whose latents are computed together
@@ -288,7 +292,9 @@ def encode_episode(
     return torch.cat(latents)
 
 
-def encode_recordings(run: RunFolder) -> None:
+def encode_recordings(
+    run: RunFolder,  # done up to tokenizer
+) -> None:
     "The stage encode: write the latents of every episode; each process takes its part"
     recordings = Recordings(run.out / "converted")
     model = run.trained("tokenizer")
@@ -303,7 +309,9 @@ def encode_recordings(run: RunFolder) -> None:
         note["frames"] = int((recordings.steps + 1).sum())
 
 # %% ../../nbs/run/03_stages.ipynb #2f03a017
-def train_dynamics(run: RunFolder) -> None:
+def train_dynamics(
+    run: RunFolder,  # done up to encode
+) -> None:
     "The stage dynamics: train it on latents"
     train_stage(
         run,
@@ -316,7 +324,7 @@ def train_dynamics(run: RunFolder) -> None:
 
 # %% ../../nbs/run/03_stages.ipynb #2f03a019
 def bc_windows(
-    run: RunFolder,
+    run: RunFolder,  # done up to encode
     name: str,  # 'bc': relevant windows; 'bc_all': all
 ) -> Iterator[Batch]:  # endless, on the run's device
     "The windows that a behaviour-cloning policy copies"
@@ -335,7 +343,7 @@ def bc_windows(
 
 
 def bc_features_of(
-    run: RunFolder,
+    run: RunFolder,  # done up to encode
     agent: Agent,  # of the run
     name: str,  # 'bc': relevant windows; 'bc_all': all
 ) -> tuple[torch.Tensor, torch.Tensor]:  # features (N, width), actions (N, components)
@@ -344,7 +352,9 @@ def bc_features_of(
     return bc_features(agent, bc_windows(run, name), count, name == "bc")
 
 
-def fit_bc_policies(run: RunFolder) -> None:
+def fit_bc_policies(
+    run: RunFolder,  # with a trained agent
+) -> None:
     "Fit the two behaviour-cloning policies; each process takes its part"
     agent = run.trained("agent")
     epochs = run.config.agent.bc_epochs
@@ -355,7 +365,9 @@ def fit_bc_policies(run: RunFolder) -> None:
             run.save_policy(name, policy)
 
 
-def train_agent(run: RunFolder) -> None:
+def train_agent(
+    run: RunFolder,  # done up to dynamics
+) -> None:
     "The stage agent, phase 2: the heads of the agent, then the behaviour-cloning policies"
     agent = run.build("agent")
     load_model(run.out / "dynamics", agent.dynamics)

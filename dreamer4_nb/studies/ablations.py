@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,6 +47,7 @@ class FrameByFrameAttention(FastSpaceAttention):
         groups: tuple[int, ...],  # sizes of the token groups
         last_tokens: int | None = None,  # how many at the end of the step; None: all
     ) -> torch.Tensor:  # (B, T, last_tokens, C)
+        "Attend within each frame, in a call of its own."
         frames = []
         for t in range(x.shape[1]):
             frames.append(super().forward(x[:, t : t + 1], groups, last_tokens))
@@ -64,10 +66,10 @@ class AppendingTimeAttention(FastTimeAttention):
     def attend_to_cache(
         self,
         q: torch.Tensor,  # (S*B, heads, 1, head_dim)
-        k: torch.Tensor,
-        v: torch.Tensor,
-        cache: TimeCache,
-        layer: int,
+        k: torch.Tensor,  # of the new step, (S*B, kv_heads, 1, head_dim)
+        v: torch.Tensor,  # like k
+        cache: TimeCache,  # full
+        layer: int,  # number of the layer, which names its buffer
     ) -> torch.Tensor:  # like q
         "The new step looks at all others of the cache and at itself."
         old_keys, old_values = cache.buffer(layer, k)[:, :, :, 1:]
@@ -89,6 +91,7 @@ class OneProductSwiGLU(SwiGLU):
         self,
         x: torch.Tensor,  # (..., width)
     ) -> torch.Tensor:  # the same shape
+        "The feed-forward part of a layer."
         gate, up = self.gate_up(x).chunk(2, -1)
         return self.down(nn.functional.silu(gate) * up)
 
@@ -107,14 +110,15 @@ class WholeLayer(FastLayer):
         x: torch.Tensor,  # tokens (B, T, S, C)
         last_tokens: int | None = None,  # how many at the end to return; None: all
         last_sequences: int | None = None,  # how many at the end to return; None: all
-        **inputs,  # what the attention takes beside the tokens
+        **inputs: Any,  # what the attention takes beside the tokens
     ) -> torch.Tensor:  # (last_sequences or B, T, last_tokens or S, C)
+        "Compute everything, and return what is asked for."
         whole = super().forward(x, **inputs)
         return whole[last(last_sequences), :, last(last_tokens)]
 
 
 def transformer_of(
-    layer_class: type[FastLayer],
+    layer_class: type[FastLayer],  # of all layers
 ) -> Callable[..., FastTransformer]:  # what models take to make their networks
     "A transformer that is made of such layers."
     return partial(FastTransformer, layer_class=layer_class)
@@ -135,14 +139,14 @@ def attend_with_mask(
 
 
 def with_written_mask(
-    model: nn.Module,
+    model: nn.Module,  # is changed in place
 ) -> nn.Module:  # the model
     "Let a model attend with `attend_with_mask`."
     return use_attention(model, attend_with_mask)
 
 
 def compiled(
-    model: nn.Module,
+    model: nn.Module,  # is compiled in place
 ) -> nn.Module:  # the model
     "Compile a model's forward pass."
     model.compile()
@@ -156,7 +160,7 @@ def bfloat16() -> AbstractContextManager:
 
 def run_inside(
     context: Callable[[], AbstractContextManager],  # is entered for each call
-    function: Callable[[], None],
+    function: Callable[[], None],  # to run
 ) -> Callable[[], None]:
     "The same function inside of a context."
 
@@ -175,20 +179,23 @@ class WarmedUp:
 
     def __init__(
         self,
-        function: Callable[[], None],
+        function: Callable[[], None],  # to run
         calls: int = 16,  # at first
     ):
         self.function = function
         self.remaining = calls - 1
 
     def __call__(self) -> None:
+        "Run the function once; the first time also the further calls of the warm-up."
         while self.remaining > 0:
             self.function()
             self.remaining -= 1
         self.function()
 
 # %% ../../nbs/studies/17_ablations.ipynb #d8182733
-def ablate_tokenizer_step(config: Config) -> Benchmark:
+def ablate_tokenizer_step(
+    config: Config,  # sizes of the tokenizer
+) -> Benchmark:
     "A training step of the tokenizer with one thing changed."
     step = partial(tokenizer_step, config)
     variants = {
@@ -202,7 +209,9 @@ def ablate_tokenizer_step(config: Config) -> Benchmark:
     return Benchmark(variants, 16, "a training step on 2 windows of 8 frames")
 
 
-def ablate_dynamics_step(config: Config) -> Benchmark:
+def ablate_dynamics_step(
+    config: Config,  # sizes of the latents and of the dynamics
+) -> Benchmark:
     "A training step of the dynamics with one thing changed."
     step = partial(dynamics_step, config, clean_past=True)
     variants = {
@@ -217,7 +226,9 @@ def ablate_dynamics_step(config: Config) -> Benchmark:
     return Benchmark(variants, 64, "a flow step on 4 windows of 16 frames, with a clean past")
 
 
-def ablate_dream(config: Config) -> Benchmark:
+def ablate_dream(
+    config: Config,  # sizes of the latents and of the dynamics
+) -> Benchmark:
     "Dreaming with one thing changed."
     step = partial(dream_step, config, 4, 64)
     variants = {
@@ -240,7 +251,9 @@ variants = dict(step=tokenizer_step(config))
 GLIBC_SETTINGS = dict(MALLOC_MMAP_MAX_="0", MALLOC_TRIM_THRESHOLD_="8000000000")
 
 
-def ablate_memory(config: Config) -> Benchmark:
+def ablate_memory(
+    config: Config,  # sizes of the tokenizer
+) -> Benchmark:
     "A training step of the tokenizer where glibc keeps freed memory, and where it does not."
     code = f"CONFIG = {json.dumps(config.to_dict())!r}\n" + MEMORY_SCRIPT
     plain = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}

@@ -153,10 +153,10 @@ PEER = "PyPI dreamer4"
 
 
 def dream_from_first_frame(
-    config: Config,
+    config: Config,  # sizes of the latents and of the dynamics
     B: int = 4,  # sequences
     T: int = 16,  # frames
-    dream_class: type[Dream] = Dream,
+    dream_class: type[Dream] = Dream,  # with a cache or without
 ) -> Callable[[], None]:
     "A function that dreams sequences from their first frame on."
     model = new_dynamics(config).eval()
@@ -171,7 +171,10 @@ def dream_from_first_frame(
     return run
 
 
-def bench_peer_tokenizer(config: Config, process: WorkerProcess) -> Benchmark:
+def bench_peer_tokenizer(
+    config: Config,  # sizes of the tokenizer
+    process: WorkerProcess,  # of the peer's Python, with `tokenizer`
+) -> Benchmark:
     "A training step of the tokenizer, ours and the peer's."
     step = partial(tokenizer_step, config, 4, 16)
     variants = {
@@ -183,13 +186,19 @@ def bench_peer_tokenizer(config: Config, process: WorkerProcess) -> Benchmark:
     return Benchmark(variants, 64, "a training step of the tokenizer")
 
 
-def bench_peer_encode(config: Config, process: WorkerProcess) -> Benchmark:
+def bench_peer_encode(
+    config: Config,  # sizes of the tokenizer
+    process: WorkerProcess,  # of the peer's Python, with `encode`
+) -> Benchmark:
     "Encoding, ours and the peer's."
     variants = {"ours": encode_windows(config), PEER: RemoteWork(process, "encode")}
     return Benchmark(variants, 64, "frames to latents")
 
 
-def bench_peer_flow(config: Config, process: WorkerProcess) -> Benchmark:
+def bench_peer_flow(
+    config: Config,  # sizes of the latents and of the dynamics
+    process: WorkerProcess,  # of the peer's Python, with `flow`
+) -> Benchmark:
     "A training step of the finest step size, ours and the peer's."
     variants = {
         "ours": dynamics_step(config),
@@ -200,7 +209,10 @@ def bench_peer_flow(config: Config, process: WorkerProcess) -> Benchmark:
     return Benchmark(variants, 64, "a flow step of the dynamics")
 
 # %% ../../nbs/studies/14_bench.ipynb #4c8976eb
-def bench_peer_shortcut(config: Config, process: WorkerProcess) -> Benchmark:
+def bench_peer_shortcut(
+    config: Config,  # sizes of the latents and of the dynamics
+    process: WorkerProcess,  # of the peer's Python, with `shortcut`
+) -> Benchmark:
     "A training step that learns large steps, ours and the peer's."
     variants = {
         "ours": dynamics_step(config, 1),
@@ -210,7 +222,10 @@ def bench_peer_shortcut(config: Config, process: WorkerProcess) -> Benchmark:
     return Benchmark(variants, 64, "a shortcut step of the dynamics")
 
 
-def bench_peer_generation(config: Config, process: WorkerProcess) -> Benchmark:
+def bench_peer_generation(
+    config: Config,  # sizes of the latents and of the dynamics
+    process: WorkerProcess,  # of the peer's Python, with `cached` and `uncached`
+) -> Benchmark:
     "Dreaming with and without a cache, ours and the peer's."
     variants = {
         "ours": dream_from_first_frame(config),
@@ -281,7 +296,7 @@ def read_bench_results(
 
 def run_bench(
     bench: Callable[[Config], Any],  # of `BENCHES` or `peers`
-    config: Config,
+    config: Config,  # sizes of the models
     rounds: int,  # see `measure_benchmark`
     seconds: float,  # see `measure_benchmark`
 ) -> dict:  # results; skipped: the reason, if a package is missing

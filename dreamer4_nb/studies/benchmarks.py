@@ -55,7 +55,7 @@ def eight_actions() -> ActionCodec:
 
 
 def random_frames(
-    config: Config,
+    config: Config,  # with the size of a frame
     B: int,  # windows
     T: int,  # frames of each
 ) -> torch.Tensor:  # (B, T, 3, H, W) uint8
@@ -64,7 +64,7 @@ def random_frames(
 
 
 def random_windows(
-    config: Config,
+    config: Config,  # with the size of the latents
     B: int,  # windows
     T: int,  # steps of each
 ) -> Batch:  # with latents and actions
@@ -75,7 +75,7 @@ def random_windows(
 
 
 def new_dynamics(
-    config: Config,
+    config: Config,  # sizes of the latents and of the dynamics
     transformer: Callable[..., FastTransformer] = FastTransformer,  # makes the network
     noise_schedule: NoiseSchedule | None = None,  # None: the configuration's
     **overrides: Any,  # of the dynamics' configuration
@@ -94,9 +94,9 @@ def new_dynamics(
 
 # %% ../../nbs/studies/16_benchmarks.ipynb #26d0c32d
 def random_recordings(
-    config: Config,
+    config: Config,  # sizes of frames and latents
     folder: Path | str,  # for the memory maps
-    episodes: int = 16,
+    episodes: int = 16,  # how many
     steps: int = 100,  # of each episode
 ) -> tuple[MemoryRecordings, LatentStore]:
     "Recordings whose frames and latents lie in memory maps."
@@ -119,7 +119,7 @@ def random_recordings(
 
 # %% ../../nbs/studies/16_benchmarks.ipynb #375f83b1
 def training_step(
-    model: nn.Module,
+    model: nn.Module,  # is trained in place
     loss_fn: Callable,  # (model, batch, generator) -> terms
     batch: Batch,  # the same in every step
     fused: bool = True,  # a fused optimiser; False: a loop over the parameters
@@ -146,16 +146,17 @@ def training_step(
 
 
 def unchanged(
-    model: nn.Module,
+    model: nn.Module,  # any
 ) -> nn.Module:
     "The model as it is."
     return model
 
 # %% ../../nbs/studies/16_benchmarks.ipynb #7764f80e
 def tokenizer_step(
-    config: Config,
+    config: Config,  # sizes of the tokenizer
     B: int = 2,  # windows
     T: int = 8,  # frames of each
+    # over space and time by turns, or over both at once
     attention: Literal["factorised", "dense"] = "factorised",
     transformer: Callable[..., FastTransformer] = FastTransformer,  # makes both networks
     prepare: Callable[[nn.Module], nn.Module] = unchanged,  # what else is done to the model
@@ -169,7 +170,9 @@ def tokenizer_step(
     return training_step(model, tokenizer_loss(t), batch, **settings)
 
 
-def bench_tokenizer_training(config: Config) -> Benchmark:
+def bench_tokenizer_training(
+    config: Config,  # sizes of the tokenizer
+) -> Benchmark:
     "A training step of the tokenizer, beside dense attention."
     variants = {
         "ours": tokenizer_step(config),
@@ -179,7 +182,7 @@ def bench_tokenizer_training(config: Config) -> Benchmark:
 
 
 def encode_windows(
-    config: Config,
+    config: Config,  # sizes of the tokenizer
 ) -> Callable[[], None]:
     "A function that encodes 4 windows of 16 frames."
     torch.manual_seed(0)
@@ -194,7 +197,7 @@ def encode_windows(
 
 # %% ../../nbs/studies/16_benchmarks.ipynb #08db102a
 def encode_frame_by_frame(
-    config: Config,
+    config: Config,  # sizes of the tokenizer
 ) -> Callable[[], None]:
     "A function that encodes the same frames one at a time."
     torch.manual_seed(0)
@@ -210,7 +213,9 @@ def encode_frame_by_frame(
     return encode
 
 
-def bench_encode(config: Config) -> Benchmark:
+def bench_encode(
+    config: Config,  # sizes of the tokenizer
+) -> Benchmark:
     "Encoding windows, beside encoding a frame at a time."
     variants = {
         "ours": encode_windows(config),
@@ -224,7 +229,7 @@ class FixedLevels(NoiseSchedule):
 
     def __init__(
         self,
-        config: DynamicsConfig,
+        config: DynamicsConfig,  # of the noise levels
         B: int,  # sequences
         T: int,  # steps of each
         rows: int,  # sequences that learn large steps
@@ -246,17 +251,17 @@ class FixedLevels(NoiseSchedule):
 
     def sample(
         self,
-        B: int,
-        T: int,
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
+        B: int,  # not used
+        T: int,  # not used
+        generator: torch.Generator | None = None,  # not used
+        device: torch.device | str | None = None,  # not used: the levels are on the CPU
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         "The levels of the draw, whatever is asked for."
         return self.levels
 
 
 def dynamics_step(
-    config: Config,
+    config: Config,  # sizes of the latents and of the dynamics
     rows: int = 0,  # sequences that learn large steps
     B: int = 4,  # windows
     T: int = 16,  # frames of each
@@ -274,7 +279,9 @@ def dynamics_step(
     return training_step(model, dynamics_loss, random_windows(config, B, T), **settings)
 
 # %% ../../nbs/studies/16_benchmarks.ipynb #6b6f6918
-def bench_dynamics_flow(config: Config) -> Benchmark:
+def bench_dynamics_flow(
+    config: Config,  # sizes of the latents and of the dynamics
+) -> Benchmark:
     "A training step of the finest step size, beside dense attention."
     dense = partial(FastTransformer, attention="dense")
     variants = {
@@ -285,7 +292,9 @@ def bench_dynamics_flow(config: Config) -> Benchmark:
     return Benchmark(variants, 64, "a step on 4 windows of 16 frames")
 
 
-def bench_dynamics_shortcut(config: Config) -> Benchmark:
+def bench_dynamics_shortcut(
+    config: Config,  # sizes of the latents and of the dynamics
+) -> Benchmark:
     "A training step in which one sequence learns large steps, or all do."
     variants = {
         "ours": dynamics_step(config, 1),
@@ -363,10 +372,10 @@ class UncachedDream(Dream):
 
 # %% ../../nbs/studies/16_benchmarks.ipynb #62bd4a99
 def dream_step(
-    config: Config,
+    config: Config,  # sizes of the latents and of the dynamics
     B: int,  # sequences
     T: int,  # frames of context, which is full
-    dream_class: type[Dream] = Dream,
+    dream_class: type[Dream] = Dream,  # with a cache or without
     mode: Callable[[], AbstractContextManager] = torch.no_grad,  # entered around each step
     prepare: Callable[[nn.Module], Any] = unchanged,  # changes the model in place
     transformer: Callable[..., FastTransformer] = FastTransformer,  # makes the network
@@ -390,7 +399,7 @@ def dream_step(
 
 
 def bench_generation(
-    config: Config,
+    config: Config,  # sizes of the latents and of the dynamics
     B: int,  # sequences
     T: int,  # frames of context
 ) -> Benchmark:
@@ -408,7 +417,7 @@ def uncached_dreams() -> AbstractContextManager:
 
 
 def bench_phase3(
-    config: Config,
+    config: Config,  # sizes of the models, and the settings of imagination
     contexts: int = 16,  # dreams at a time, fewer where the configuration has fewer
 ) -> Benchmark:
     "A round of phase 3, with and without a cache."
@@ -444,7 +453,9 @@ def bench_phase3(
     return Benchmark(variants, contexts * im.horizon, work, folder)
 
 # %% ../../nbs/studies/16_benchmarks.ipynb #2cb4b9bc
-def bench_loader(config: Config) -> Benchmark:
+def bench_loader(
+    config: Config,  # sizes of frames and latents
+) -> Benchmark:
     "Batches of latents from memory maps, beside frames that are encoded each time."
     folder = tempfile.TemporaryDirectory()
     recordings, store = random_recordings(config, folder.name)
@@ -476,8 +487,8 @@ class PlayedWorlds:
 
     def __init__(
         self,
-        worlds: VectorWorlds,
-        actor: Actor,
+        worlds: VectorWorlds,  # that the actor plays in
+        actor: Actor,  # with one memory for each world
     ):
         self.worlds = worlds
         self.actor = actor
@@ -495,8 +506,8 @@ class PlayedWorlds:
 
 
 def bench_evaluation(
-    config: Config,
-    worlds: int = 32,
+    config: Config,  # sizes of the models
+    worlds: int = 32,  # how many
 ) -> Benchmark:
     "A step in many worlds at once, beside one world at a time."
     all_worlds = VectorWorlds("collect_wood", range(worlds))
@@ -528,15 +539,23 @@ class StepClock(Callback):
     def __init__(self) -> None:
         self.ticks: list[tuple[float, float]] = []
 
-    def before_fit(self, learner: Learner) -> None:
+    def before_fit(
+        self,
+        learner: Learner,  # not looked at
+    ) -> None:
+        "Take the time at the start."
         self.after_step(learner)
 
-    def after_step(self, learner: Learner) -> None:
+    def after_step(
+        self,
+        learner: Learner,  # not looked at
+    ) -> None:
+        "Take the time after a step."
         self.ticks.append((time.process_time(), time.perf_counter()))
 
 
 def stage_parts(
-    config: Config,
+    config: Config,  # sizes of the models
     stage: str,  # 'tokenizer', 'dynamics' or 'agent'
 ) -> tuple[nn.Module, Callable]:  # an untrained model, its loss
     "What a stage trains."
@@ -549,12 +568,12 @@ def stage_parts(
 
 # %% ../../nbs/studies/16_benchmarks.ipynb #ca9afe86
 def time_stage(
-    config: Config,
+    config: Config,  # sizes of the models, and the stage's batches
     stage: str,  # see `stage_parts`
-    recordings: MemoryRecordings,
+    recordings: MemoryRecordings,  # to draw windows from
     store: LatentStore,  # of their latents
-    steps: int,
-    callbacks: Sequence[Callback] = (),
+    steps: int,  # of the training, both halves together
+    callbacks: Sequence[Callback] = (),  # of the training, such as `Compile`
 ) -> dict[str, float]:  # cpu_seconds and wall_seconds of a step; more_at_first, in seconds
     "A step in the second half of a training, and by how much longer the first half took."
     settings = getattr(config, f"{stage}_training")
@@ -594,9 +613,9 @@ def time_stage(
 
 # %% ../../nbs/studies/16_benchmarks.ipynb #1d93d7fd
 def bench_compiled_training(
-    config: Config,
+    config: Config,  # sizes of the models, and each stage's batches
     steps: int = 100,  # of each training
-    variants: Sequence[str] = ("plain", "compiled"),
+    variants: Sequence[str] = ("plain", "compiled"),  # one of them or both
 ) -> dict:  # work; stages: stage -> variant -> `time_stage`
     "Training steps of each stage, plain and compiled."
     stages: dict[str, dict] = {}
@@ -643,8 +662,8 @@ def measure_precision(
 
 # %% ../../nbs/studies/16_benchmarks.ipynb #39c015a7
 def time_frames(
-    model: Dynamics,
-    tokenizer: Tokenizer,
+    model: Dynamics,  # that dreams
+    tokenizer: Tokenizer,  # that decodes
     frames: int,  # how many to dream
 ) -> list[tuple[float, float]]:  # wall seconds and CPU-seconds of each frame
     "Dream one sequence and decode it, frame by frame."
@@ -665,8 +684,8 @@ def time_frames(
 
 
 def bench_real_time(
-    config: Config,
-    frames: int = 300,
+    config: Config,  # sizes of the models
+    frames: int = 300,  # of each dream
     context: int = 64,  # frames that are remembered
     threads: Sequence[int] = (1, 2),  # numbers of threads to try
     repeats: int = 3,  # dreams, of which the median is taken frame by frame

@@ -84,7 +84,7 @@ def loss_between(
 
 # %% ../../nbs/studies/11_cascade.ipynb #4854808b
 def cascade_transformer(
-    config: DynamicsConfig,
+    config: DynamicsConfig,  # with depth and the place of the time layers
     dense: str | None,  # 'every layer' or 'time layers': which attend densely; None: none
 ) -> Callable[..., FastTransformer]:  # what `Dynamics` takes
     "Makes transformers with dense attention over space and time in some layers."
@@ -142,9 +142,9 @@ CASCADE_VARIANTS = cumulative(_STEPS) | {"the laptop's own": {"sample_steps": (4
 
 # %% ../../nbs/studies/11_cascade.ipynb #a76c1001
 def cascade_model(
-    config: Config,
+    config: Config,  # of the run
     overrides: dict,  # of `CASCADE_VARIANTS`
-    codec: ActionCodec | None,
+    codec: ActionCodec | None,  # of the actions; None: there are none
 ) -> tuple[Dynamics, Callable]:  # untrained model, its loss
     "The world model of a variant."
     c = config.change({k: v for k, v in overrides.items() if k.startswith("dynamics.")})
@@ -168,10 +168,10 @@ FRAMES = 64  # in a batch
 
 
 def dream_speed(
-    model: Dynamics,
+    model: Dynamics,  # that dreams, on the CPU
     windows: Batch,  # at least the model's context + 1 steps, with latents
     sample_steps: int,  # sampling steps per frame
-    sampler: Sampler,
+    sampler: Sampler,  # how a frame is made of noise
     seconds: float,  # processor time to measure for
 ) -> float:  # dreamed frames per CPU-second
     "The speed of one dream with a full context and cache, pictures not decoded."
@@ -221,7 +221,7 @@ def train_cascade_model(
 def measure_cascade(
     run_dir: Path | str,  # run that is trained up to its latents
     overrides: dict,  # of `CASCADE_VARIANTS`
-    seed: int,
+    seed: int,  # of weights, batches and noise
     worlds: int,  # number of windows
     context: int = 8,  # recorded steps at the beginning
     steps: int = 15,  # dreamed steps

@@ -87,7 +87,7 @@ def _git(*arguments: str) -> str:
 
 
 def provenance(
-    run_dir: Path | str,
+    run_dir: Path | str,  # folder of the run
 ) -> dict[str, dict]:  # machine, versions
     "Machine and versions of a run."
     state = read_json(Path(run_dir) / "run.json", error=RunError)
@@ -116,11 +116,11 @@ def keep_pictures(
 
 # %% ../../nbs/studies/12_claim.ipynb #fe92e8b0
 def run_claim(
-    seeds: Sequence[int],
+    seeds: Sequence[int],  # a run for each
     out: Path | str = "runs/claim",  # folder of the runs
     results: Path | str = "nbs/results/laptop.json",  # file to write
     size: str = "laptop",  # a name in `SIZES`, unless there is a configuration
-    task: str = "collect_wood",
+    task: str = "collect_wood",  # of the embedded world
     minutes: float = 0.0,  # see `configure`
     evaluation: EvaluationConfig | None = None,  # of the protocol; None: the default
     device: str = "cpu",  # as PyTorch names them

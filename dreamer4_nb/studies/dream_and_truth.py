@@ -73,7 +73,7 @@ class ScaledRewards:
 
     def __init__(
         self,
-        agent: Agent,
+        agent: Agent,  # whose reward head is asked
         fraction: float,  # of every reward
     ):
         self.agent = agent
@@ -83,6 +83,7 @@ class ScaledRewards:
         self,
         h: torch.Tensor,  # agent features (..., feature_width)
     ) -> tuple[torch.Tensor, torch.Tensor]:  # rewards, probability to continue (...)
+        "The agent's predictions, with smaller rewards."
         rewards, cont = self.agent.predict_reward_and_continue(h)
         return rewards * self.fraction, cont
 
@@ -92,8 +93,8 @@ class ScaledRecordedRollouts(RecordedRollouts):
 
     def __init__(
         self,
-        agent: Agent,
-        config: ImaginationConfig,
+        agent: Agent,  # that computes the features
+        config: ImaginationConfig,  # with context length and horizon
         fraction: float,  # of every recorded reward
         reward_fn: Callable | None = None,  # for unknown rewards; None: the agent's
         intrinsic: Callable | None = None,  # see `RecordedRollouts`
@@ -102,21 +103,25 @@ class ScaledRecordedRollouts(RecordedRollouts):
         self.fraction = fraction
 
     def __call__(
-        self, batch: Batch, policy: MLPHead | None, generator: torch.Generator
+        self,
+        batch: Batch,  # recorded windows with latents
+        policy: MLPHead | None,  # see `RecordedRollouts`
+        generator: torch.Generator,  # see `RecordedRollouts`
     ) -> Rollout:
+        "Read the rollouts from the recordings, with smaller rewards."
         rollout = super().__call__(batch, policy, generator)
         return replace(rollout, rewards=rollout.rewards * self.fraction)
 
 # %% ../../nbs/studies/09_dream_and_truth.ipynb #baf5e06d
 def imagination_trainer(
     run: Run,  # trained up to its agent
-    config: ImaginationConfig,
-    seed: int,
+    config: ImaginationConfig,  # of phase 3
+    seed: int,  # of weights and noise
     callbacks: Sequence[Callable] = (),  # see `ImaginationTrainer`
     intrinsic: Callable | None = None,  # see `ImaginationTrainer`
     dreamed: float = 1.0,  # fraction of each dreamed reward that is paid
     recorded: float | None = None,  # fraction of each recorded one; None: the same
-    return_fn: Callable = lambda_returns,
+    return_fn: Callable = lambda_returns,  # rewards, cont, values, gamma, lambda -> returns
 ) -> ImaginationTrainer:
     "Phase 3 of a run, beginning with its BC policy, with rewards multiplied by a number."
     agent = run.trained("agent")
@@ -136,8 +141,8 @@ def imagination_trainer(
 
 # %% ../../nbs/studies/09_dream_and_truth.ipynb #48dc4a2e
 def evaluate_imagination(
-    run: Run,
-    config: Config,
+    run: Run,  # with a BC policy
+    config: Config,  # with task, view and temperatures
     trainer: ImaginationTrainer,  # after its iterations
     seed: int,  # of the players' random numbers
     worlds: int,  # validation worlds, and as many test worlds
@@ -167,8 +172,8 @@ def evaluate_imagination(
 # %% ../../nbs/studies/09_dream_and_truth.ipynb #805aacbe
 def dream_and_play(
     run: Run,  # trained up to its agent
-    config: Config,
-    seed: int,
+    config: Config,  # with the settings of phase 3
+    seed: int,  # of phase 3 and of the players
     worlds: int,  # validation worlds, and as many test worlds
     intrinsic: Callable | None = None,  # see `ImaginationTrainer`
     dreamed: float = 1.0,  # fraction of each dreamed reward that is paid
@@ -190,7 +195,7 @@ def dream_and_play(
 def measure_phase3(
     run_dir: Path | str,  # run that is trained up to its agent
     overrides: dict,  # of `PHASE3_VARIANTS` or `DRIFT_VARIANTS`
-    seed: int,
+    seed: int,  # of phase 3 and of the players
     worlds: int,  # validation worlds, and as many test worlds
 ) -> dict:  # see `dream_and_play`
     "Imagination with some settings changed."
@@ -263,8 +268,8 @@ def returns_of_other_contexts(
     rewards: torch.Tensor,  # (N, H)
     cont: torch.Tensor,  # (N, H)
     values: torch.Tensor,  # (N, H + 1)
-    gamma: float,
-    lambda_: float,
+    gamma: float,  # discount
+    lambda_: float,  # between one-step returns (0) and whole ones (1)
 ) -> torch.Tensor:  # (N, H)
     "Lambda-returns in the opposite order of contexts: each belongs to another moment."
     return lambda_returns(rewards, cont, values, gamma, lambda_).flip(0)
@@ -281,10 +286,10 @@ def reviewed_alarm(
 def measure_alarms(
     run_dir: Path | str,  # run that is trained up to its agent
     overrides: dict,  # of `ALARM_VARIANTS`
-    seed: int,
+    seed: int,  # of phase 3
     worlds: int,  # not used
 ) -> dict:  # history, histograms and their edges, warnings, reviewed_alarm (by iteration)
-    "Phase 3 with something broken, watched by the monitor."
+    "Phase 3 with something broken, recorded by the monitor."
     run = Run(run_dir, progress=False, processes=1)
     settings = {name: value for name, value in overrides.items() if "." in name}
     c = run.config.change(settings).imagination

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -89,7 +90,7 @@ Measure = Callable[[str, dict, int, int], dict]  # (run_dir, overrides, seed, wo
 class Experiment:
     "What is compared, and how one variant is measured."
 
-    measure: Measure
+    measure: Measure  # measures one variant
     variants: dict[str, dict]  # name of the variant -> changed settings by dotted name
     shared_overrides: dict = field(default_factory=dict)  # settings that all variants change
     requires_stage: str = "agent"  # up to which the runs have to be trained; '' needs none
@@ -98,7 +99,7 @@ class Experiment:
 def measure_variant(
     name: str,  # of the experiment
     variant: str,  # name of one of its variants
-    seed: int,
+    seed: int,  # of the run, and of what is measured
     run_dir: str,  # folder of the trained run
     worlds: int,  # see `run_experiment`
 ) -> dict:  # arm (the variant's name), seed, what was measured, cpu_seconds and minutes
@@ -121,12 +122,14 @@ def measure_variant(
 _CHILD_SCRIPT = """
 import json, sys
 from dreamer4_nb.studies.experiments import measure_variant
+from dreamer4_nb.training.memory import keep_freed_memory
+keep_freed_memory()
 print(json.dumps(measure_variant(*json.loads(sys.argv[1]))))
 """
 
 
 def measure_in_process(
-    *arguments,  # of `measure_variant`
+    *arguments: Any,  # of `measure_variant`
 ) -> dict:  # what it returns
     "`measure_variant` in a process of its own."
     command = [sys.executable, "-c", _CHILD_SCRIPT, json.dumps(arguments)]
@@ -141,7 +144,7 @@ def measure_in_process(
 # %% ../../nbs/studies/01_experiments.ipynb #20e6933c
 def check_runs_trained(
     name: str,  # of the experiment
-    run_dirs: Sequence[Path],
+    run_dirs: Sequence[Path],  # folders of the runs
 ) -> None:
     "Raise a `RunError` if a run has not done the stage that the experiment starts from."
     stage = EXPERIMENTS[name].requires_stage
@@ -157,7 +160,7 @@ def measure_all(
     jobs: list[tuple],  # arguments of `measure_variant`
     workers: int | None,  # processes at a time; None: one to a core
     on_result: Callable[[dict], None],  # called with each result as soon as it is there
-    progress: bool,
+    progress: bool,  # show a progress bar
 ) -> None:
     "Measure side by side; after an error none of the others begins."
     waiting = ThreadPoolExecutor(workers or os.cpu_count())  # threads that wait for processes
@@ -174,13 +177,13 @@ def measure_all(
 # %% ../../nbs/studies/01_experiments.ipynb #0887500f
 def run_experiment(
     name: str,  # a name in `EXPERIMENTS`
-    seeds: Sequence[int] = (0, 1, 2),
+    seeds: Sequence[int] = (0, 1, 2),  # a run and a result of each variant for each
     runs: Path | str = "runs/claim",  # folder of the trained runs
     results: Path | str = "nbs/results",  # folder of the results file
-    task: str = "collect_wood",
+    task: str = "collect_wood",  # of the runs
     worlds: int = 64,  # validation worlds, and as many test worlds; else windows
     workers: int | None = None,  # processes at a time; None: one to a core
-    progress: bool = True,
+    progress: bool = True,  # show a progress bar
 ) -> list[dict]:  # of all variants and seeds that the results file now holds
     "Measure what is missing; each finished result is in the results file at once."
     if name not in EXPERIMENTS:

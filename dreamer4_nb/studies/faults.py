@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ..config import Config
-from ..data.dataset import LatentStore
+from ..data.dataset import EpisodeSource, LatentStore, Recordings
 from ..data.windows import Batch, SequenceSampler
 from ..evaluation.in_worlds import play_worlds, world_seeds
 from ..evaluation.reward_head import average_precision, diagnose_reward_head
@@ -45,7 +45,7 @@ CONTEXT_VARIANTS: dict[str, dict] = {
 
 @torch.no_grad()
 def predict_dreamed_rewards(
-    agent: Agent,
+    agent: Agent,  # with a reward head
     batch: Batch,  # windows with latents
     context: int,  # recorded steps at the beginning
     begin: str,  # 'own', 'another' window's context, or 'none'
@@ -126,7 +126,7 @@ def positive_fractions(
 
 # %% ../../nbs/studies/03_faults.ipynb #4dafce0e
 def pressed_material(
-    world: CrafterWorld,
+    world: CrafterWorld,  # before the action
     action: int,  # about to be taken
 ) -> str | None:  # a name in `MATERIALS`; None for any action but *do*
     "The material that *do* is pressed at."
@@ -136,15 +136,16 @@ def pressed_material(
 
 
 def pressed_materials(
-    recordings,  # converted recordings of an embedded world
-    episode: int,
+    recordings: Recordings,  # of an embedded world
+    episode: int,  # its number
 ) -> list[str | None]:  # one for each step
     "What *do* was pressed at in a recording, found by playing its actions again."
     metadata = recordings.info(episode)["metadata"]
     world = cast(CrafterWorld, make_world(metadata["task"], metadata["view"]))
     world.reset(seed=metadata["world_seed"])
     materials = []
-    for action in recordings.actions(episode)[:, 0].tolist():
+    actions = cast(np.ndarray, recordings.actions(episode))
+    for action in actions[:, 0].tolist():
         materials.append(pressed_material(world, action))
         world.step(action)
     return materials
@@ -155,7 +156,7 @@ class Relabelled:
 
     def __init__(
         self,
-        recordings,  # converted recordings, or `MemoryRecordings`
+        recordings: EpisodeSource,  # converted recordings, or `MemoryRecordings`
         rewards: Sequence[np.ndarray],  # (N,) for each episode
     ):
         self.recordings = recordings
@@ -167,7 +168,11 @@ class Relabelled:
     def __len__(self) -> int:
         return len(self.recordings)
 
-    def rewards(self, i: int) -> np.ndarray:
+    def rewards(
+        self,
+        i: int,  # number of the episode
+    ) -> np.ndarray:
+        "The new rewards of an episode."
         return self._rewards[i]
 
 # %% ../../nbs/studies/03_faults.ipynb #04970dae
@@ -175,7 +180,7 @@ ASKED = dict(wood="tree", water="water")  # task -> the material that *do* is to
 
 
 def relabel_by_material(
-    recordings,  # converted recordings of *collect wood*
+    recordings: Recordings,  # of *collect wood*
 ) -> list[Relabelled]:  # one for each task in `ASKED`
     "The recordings with the rewards of each task."
     episodes = [pressed_materials(recordings, i) for i in range(len(recordings))]
@@ -188,10 +193,10 @@ def relabel_by_material(
 
 def both_tasks(
     data: Sequence[Relabelled],  # one for each task
-    latents: LatentStore,
-    config: Config,
-    batch_size: int,
-    seed: int,
+    latents: LatentStore,  # of the same episodes
+    config: Config,  # with horizon and length of relevance
+    batch_size: int,  # windows of both tasks together
+    seed: int,  # of the windows
 ) -> Iterator[Batch]:  # with the number of the task in `task`
     "Endless batches of which half of the rows come from each task, uniform windows first."
     samplers = [
@@ -214,18 +219,20 @@ def both_tasks(
         yield batch.select(batch.relevant.long().argsort(stable=True))
 
 
-def without_task(batch: Batch) -> Batch:
+def without_task(
+    batch: Batch,  # with a task for each row
+) -> Batch:
     "The same batch as if all of it were task 0: what an agent without a task token sees."
     return replace(batch, task=torch.zeros(len(batch), dtype=torch.long))
 
 # %% ../../nbs/studies/03_faults.ipynb #b3b4eeb1
 def presses_by_material(
-    tokenizer: Tokenizer,
-    agent: Agent,
-    policy: MLPHead,
+    tokenizer: Tokenizer,  # of the run
+    agent: Agent,  # that reads the task, or does not
+    policy: MLPHead,  # that chooses the actions
     task: int,  # that the agent is asked for
     seeds: Sequence[int],  # of the worlds
-    temperature: float = 0.5,
+    temperature: float = 0.5,  # divides the logits
 ) -> dict[str, float]:  # task in `ASKED` -> presses of *do* per episode at its material
     "What an agent does in worlds of *collect wood*."
     worlds = VectorWorlds("collect_wood", seeds)
@@ -245,9 +252,9 @@ def presses_by_material(
 # %% ../../nbs/studies/03_faults.ipynb #ab91095b
 @torch.no_grad()
 def expected_rewards(
-    agent: Agent,
-    reward_head: MLPHead,
-    batch: Batch,
+    agent: Agent,  # whose features the head reads
+    reward_head: MLPHead,  # of this agent
+    batch: Batch,  # windows with latents
     task: torch.Tensor,  # (B,) that the agent is asked for
 ) -> torch.Tensor:  # (B, T)
     "What a reward head expects of recorded steps."
@@ -258,8 +265,8 @@ def expected_rewards(
 
 
 def reward_diagnosis_by_task(
-    agent: Agent,
-    reward_head: MLPHead,
+    agent: Agent,  # whose features the head reads
+    reward_head: MLPHead,  # of this agent
     batch: Batch,  # of `both_tasks`
     token: bool,  # whether the agent reads the task
 ) -> dict[str, dict]:  # task -> see `diagnose_reward_head`, and asked_for_the_other
@@ -281,7 +288,7 @@ def reward_diagnosis_by_task(
 # %% ../../nbs/studies/03_faults.ipynb #be6bc1d5
 def fit_heads_anew(
     agent: Agent,  # its transformer stays as it is
-    batches: Iterator[Batch],
+    batches: Iterator[Batch],  # endless, of `both_tasks`
     windows: int,  # how many to read
     seed: int,  # of the heads and the order
 ) -> tuple[MLPHead, MLPHead]:  # reward head, BC policy
@@ -338,7 +345,7 @@ TWO_TASKS_VARIANTS: dict[str, dict] = {
 def measure_two_tasks(
     run_dir: Path | str,  # run that is trained up to its agent
     overrides: dict,  # of `TWO_TASKS_VARIANTS`
-    seed: int,
+    seed: int,  # of weights, batches and noise
     worlds: int,  # number of test worlds
     seconds: float = 120,  # processor time of training
 ) -> dict:  # steps of training, expects: rewards by task, does: presses by task

@@ -36,7 +36,7 @@ def short_target(
     z: torch.Tensor,  # noisy latents (B, T, ...)
     signal_level_index: torch.Tensor,  # (B, T), no steps held as context
     step_index: torch.Tensor,  # (B, T)
-    noise_schedule: NoiseSchedule,
+    noise_schedule: NoiseSchedule,  # with the grid of step sizes
 ) -> torch.Tensor:  # (B, T, ...)
     "The reviewed code's bootstrap target: both half steps lack the division by 1 - tau."
     schedule = noise_schedule
@@ -65,7 +65,7 @@ def last_frame_only(
 def ramp_on_large_steps(
     signal_level_index: torch.Tensor,  # (B, T)
     is_bootstrap: torch.Tensor,  # (B, T) bool
-    noise_schedule: NoiseSchedule,
+    noise_schedule: NoiseSchedule,  # that says what an index stands for
     ramp_floor: float,  # see `ramp_weight`
 ) -> torch.Tensor:  # (B, T)
     "A further weight that undoes the ramp where the flow term teaches."
@@ -188,7 +188,7 @@ def train_lesson(
 
 
 def with_context_signal(
-    model: Dynamics,
+    model: Dynamics,  # keeps its own level
     codec: ActionCodec | None,  # of its actions
     context_signal: float,  # signal level of the past in dreams, 1 is clean
 ) -> Dynamics:  # with the same weights
@@ -213,7 +213,7 @@ def repeat_last_psnr(
 def measure_forcing(
     run_dir: Path | str,  # run that is trained up to its latents
     overrides: dict,  # of `FORCING_VARIANTS`
-    seed: int,
+    seed: int,  # of weights, batches and noise
     worlds: int,  # number of windows
     context: int = 8,  # recorded steps at the beginning
     steps: int = 15,  # dreamed steps

@@ -32,7 +32,7 @@ TRAINED_STAGES = ("tokenizer", "dynamics", "agent")
 
 
 def build_stage_model(
-    config: Config,
+    config: Config,  # sizes of the models
     stage: str,  # one of `TRAINED_STAGES`
     device: torch.device | str = "meta",  # 'meta': without memory, to be counted
 ) -> nn.Module:
@@ -50,7 +50,7 @@ def build_stage_model(
 
 
 def count_parameters(
-    model: nn.Module,
+    model: nn.Module,  # on any device, 'meta' too
 ) -> int:
     "How many numbers a model learns."
     return sum(p.numel() for p in model.parameters())
@@ -60,7 +60,7 @@ def run_forward(
     stage: str,  # one of `TRAINED_STAGES`
     model: Any,  # from `build_stage_model`
     length: int,  # frames
-    sequences: int = 1,
+    sequences: int = 1,  # that are computed together
 ) -> Any:  # whatever is computed
     """What a stage runs with gradient, on zeros.
 
@@ -123,24 +123,40 @@ class ActivationCounter:
 
     @property
     def total(self) -> int:  # bytes
+        "What autograd keeps so far."
         return sum(storage.nbytes() for storage in self.storages.values())
 
-    def pack(self, tensor: torch.Tensor) -> torch.Tensor:
+    def pack(
+        self,
+        tensor: torch.Tensor,  # is kept for the backward pass
+    ) -> torch.Tensor:
         "Called by autograd with each tensor that it keeps."
         identity = _storage_id(tensor)
         if identity not in self.parameters:
             self.storages[identity] = tensor.untyped_storage()
         return tensor
 
-    def unpack(self, tensor: torch.Tensor) -> torch.Tensor:
+    def unpack(
+        self,
+        tensor: torch.Tensor,  # was kept
+    ) -> torch.Tensor:
         "Called by autograd in the backward pass."
         return tensor
 
-    def enter_layer(self, layer: nn.Module, inputs: Any) -> None:
+    def enter_layer(
+        self,
+        layer: nn.Module,  # not looked at
+        inputs: Any,  # not looked at
+    ) -> None:
         "Called before each layer."
         self.before_layer = self.total
 
-    def leave_layer(self, layer: nn.Module, inputs: Any, output: Any) -> None:
+    def leave_layer(
+        self,
+        layer: nn.Module,  # not looked at
+        inputs: Any,  # not looked at
+        output: Any,  # not looked at
+    ) -> None:
         "Called after each layer."
         self.largest_layer = max(self.largest_layer, self.total - self.before_layer)
 
@@ -189,7 +205,7 @@ def _activation_bytes(
 
 
 def stage_memory(
-    config: Config,
+    config: Config,  # sizes of the models
     stage: str,  # one of `TRAINED_STAGES`
     gpus: int,  # that have slices of the state
     length: int,  # frames of the one sequence that a GPU computes at a time
@@ -212,7 +228,7 @@ def stage_memory(
 
 # %% ../../nbs/studies/13_plan.ipynb #938d1a46
 def dream_cache_bytes(
-    config: Config,
+    config: Config,  # sizes of the dynamics, and its context
     number: int = 2,  # bytes of one number
 ) -> int:
     "What one dream keeps of its past: keys and values of the time layers for `context` steps."

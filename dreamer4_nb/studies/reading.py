@@ -64,6 +64,7 @@ def write_minerl_episode(
 def to_minerl_layout(
     videos: Sequence[Path],  # .mp4 files
     root: Path | str,  # folder that becomes a MINERL_DATA_ROOT
+    # name of the environment, which decides the action space
     env_id: str = "MineRLTreechop-v0",
 ) -> Path:  # root/env_id
     "Put videos into MineRL's layout; what is there already stays."

@@ -10,6 +10,7 @@ __all__ = ['EXPERIMENT_FORMAT', 'EXPERIMENT_VERSION', 'to_columns', 'to_rows', '
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from ..run.folder import RunError
 
 # %% ../../nbs/studies/00_results.ipynb #292364c7
 def to_columns(
-    rows: list[dict],
+    rows: list[dict],  # name -> value, not all with the same names
 ) -> dict[str, list]:  # name -> values, None where a row has none
     "A table given row by row, column by column."
     names = dict.fromkeys(name for row in rows for name in row)
@@ -60,7 +61,7 @@ def write_variant_results(
 def read_variant_results(
     path: Path | str,  # results file
     name: str,  # of the experiment
-    **expected,  # entries of the header that must be these
+    **expected: Any,  # entries of the header that must be these
 ) -> list[dict]:  # as `measure_variant` returned them; [] if there is no such file
     "Read a results file, after checking that it is the one that is meant."
     path = Path(path)
@@ -113,7 +114,7 @@ def variant_values(
 
 def text_table(
     header: Sequence[str],  # names of the columns
-    rows: Sequence[Sequence[str]],
+    rows: Sequence[Sequence[str]],  # a text for each column
 ) -> str:  # Markdown
     "A Markdown table of texts."
     lines = [header, ["---"] * len(header), *rows]

@@ -12,11 +12,14 @@ __all__ = ['INPUTS', 'REWARD_HEAD_VARIANTS', 'REWARD_RETURN_VARIANTS', 'TOOLS_PH
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..data.actions import ActionCodec
+from ..data.dataset import Recordings
 from ..data.shaping import inventory_potential, potential_shaping, raw_shaping
 from ..evaluation.reward_head import diagnose_reward_head
 from ..models.heads import MLPHead, TwoHot
@@ -42,6 +45,7 @@ def near_rewards(
 def normalised(
     x: np.ndarray,  # (N,) not negative
 ) -> np.ndarray:  # (N,) adding up to 1
+    "The numbers divided by their sum."
     return x / max(x.sum(), 1e-12)
 
 
@@ -68,15 +72,15 @@ def sampling_probabilities(
 # %% ../../nbs/studies/06_reward_heads.ipynb #50884413
 def fit_reward_head(
     head: MLPHead,  # its outputs as the loss wants them; is changed
-    two_hot: TwoHot,
+    two_hot: TwoHot,  # bins of the rewards
     x: torch.Tensor,  # (N, width) inputs, which stay as they are
     rewards: torch.Tensor,  # (N,)
     loss: Callable = TwoHot.loss,  # see `REWARD_LOSSES`
     p: np.ndarray | torch.Tensor | None = None,  # (N,) how often each is drawn; None: evenly
     weight: torch.Tensor | None = None,  # (N,) importance weights; None: none
-    steps: int = 400,
-    batch_size: int = 256,
-    lr: float = 1e-3,
+    steps: int = 400,  # of the optimizer
+    batch_size: int = 256,  # steps of recordings in each batch
+    lr: float = 1e-3,  # peak learning rate
     seed: int = 0,  # of the order
 ) -> float:  # mean loss of the last fifty steps
     "Fit a reward head on fixed inputs."
@@ -98,18 +102,20 @@ INPUTS = ("action", "before", "after")  # what a reward head may read of a step
 
 def recorded_steps(
     run: Run,  # trained up to its latents
-    recordings,
-    inputs: Sequence[str] = INPUTS,
+    recordings: Recordings,  # of the run, with actions and rewards
+    inputs: Sequence[str] = INPUTS,  # names in `INPUTS`, in this order
 ) -> tuple[torch.Tensor, list[np.ndarray]]:  # (N, width), rewards (N_i,) of each episode
     "What a head may read of every recorded step, and the rewards episode by episode."
     store = run.latents()
+    num_actions = cast(ActionCodec, recordings.codec).num_logits
     parts = []
     rewards = []
     for i, name in enumerate(recordings.names):
         latents = torch.from_numpy(np.array(store[name], np.float32)).flatten(1)
-        actions = torch.from_numpy(np.array(recordings.actions(i)[:, 0], np.int64))
+        recorded = cast(np.ndarray, recordings.actions(i))
+        actions = torch.from_numpy(np.array(recorded[:, 0], np.int64))
         part = dict(
-            action=F.one_hot(actions, recordings.codec.num_logits).float(),
+            action=F.one_hot(actions, num_actions).float(),
             before=latents[:-1],
             after=latents[1:],
         )
@@ -122,7 +128,7 @@ def thin_out(
     is_rewarded: np.ndarray,  # (N,) bool
     fraction: float,  # of the chosen steps that is rewarded, 0 to 1
     count: int,  # steps to choose
-    rng: np.random.Generator,
+    rng: np.random.Generator,  # of the choice
 ) -> np.ndarray:  # (count,) sorted numbers of steps, fewer if there are not as many
     "Choose steps of which a given fraction is rewarded."
     rewarded = np.flatnonzero(is_rewarded)
@@ -134,11 +140,11 @@ def thin_out(
 
 # %% ../../nbs/studies/06_reward_heads.ipynb #d58f9565
 def new_reward_head(
-    run: Run,
+    run: Run,  # with the size of its latents
     width: int,  # numbers that it reads
-    outputs: int,
+    outputs: int,  # numbers that it gives
     frames: int,  # how many frames' latents are among what it reads
-    seed: int,
+    seed: int,  # of the weights
 ) -> MLPHead:
     "An untrained head that reads latents and actions of a step."
     t = run.config.tokenizer
@@ -147,14 +153,16 @@ def new_reward_head(
         return MLPHead(width, outputs, 1, 64, 2, (t.num_latents * frames, t.latent_dim), 16)
 
 
-def run_two_hot(run: Run) -> TwoHot:
+def run_two_hot(
+    run: Run,  # whose configuration has the bins
+) -> TwoHot:
     "The bins of a run's reward head."
     c = run.config.agent
     return TwoHot(c.num_bins, c.bin_range)
 
 # %% ../../nbs/studies/06_reward_heads.ipynb #d58f9566
 def fit_thinned_head(
-    run: Run,
+    run: Run,  # whose configuration has the bins
     overrides: dict,  # of `REWARD_HEAD_VARIANTS`
     seed: int,  # of the steps, the head and the order
     fraction: float,  # of the steps that is rewarded
@@ -196,8 +204,8 @@ def fit_thinned_head(
 
 
 def predict_rewards(
-    run: Run,
-    head: MLPHead,
+    run: Run,  # whose configuration has the bins
+    head: MLPHead,  # of `fit_thinned_head`
     x: torch.Tensor,  # (..., width)
 ) -> torch.Tensor:  # (...)
     "The rewards that a head of `fit_thinned_head` expects."
@@ -230,6 +238,7 @@ REWARD_HEAD_VARIANTS: dict[str, dict] = {
 def quantiles(
     values: np.ndarray,  # (N,)
 ) -> list[float] | None:  # at 5, 25, 50, 75 and 95%; None if there are no values
+    "How values are spread, in five numbers."
     if not len(values):
         return None
     return [round(float(q), 4) for q in np.quantile(values, (0.05, 0.25, 0.5, 0.75, 0.95))]
@@ -271,7 +280,7 @@ class DreamedStepRewards:
 
     def __init__(
         self,
-        run: Run,
+        run: Run,  # whose configuration has the bins
         head: MLPHead,  # reads actions and the latents before and after a step
     ):
         self.run = run
@@ -285,6 +294,7 @@ class DreamedStepRewards:
         latents: torch.Tensor,  # (N, H + 1, L, D)
         actions: torch.Tensor,  # (N, H, components)
     ) -> torch.Tensor:  # (N, H)
+        "The rewards that the head expects of each dreamed step."
         one_hot = F.one_hot(actions[..., 0], self.num_actions)
         before = latents[:, :-1].flatten(2)
         after = latents[:, 1:].flatten(2)
@@ -305,7 +315,7 @@ REWARD_RETURN_VARIANTS: dict[str, dict] = {
 def measure_reward_return(
     run_dir: Path | str,  # run that is trained up to its agent
     overrides: dict,  # of `REWARD_RETURN_VARIANTS`
-    seed: int,
+    seed: int,  # of the head, of phase 3 and of the players
     worlds: int,  # validation worlds, and as many test worlds
 ) -> dict:  # rewarded_steps, and what `dream_and_play` returns
     "Phase 3 with a reward head that was fitted on few rewards, and nothing else that pays."
@@ -321,8 +331,8 @@ def measure_reward_return(
 
 # %% ../../nbs/studies/06_reward_heads.ipynb #bd12e53a
 def shaping_of_episode(
-    recordings,
-    episode: int,
+    recordings: Recordings,  # of *tools*, with the inventory
+    episode: int,  # its number
     method: str,  # 'raw' or 'potential'
     gamma: float,  # discount
 ) -> np.ndarray:  # (N,)
@@ -376,7 +386,7 @@ TOOLS_PHASE3_VARIANTS: dict[str, dict] = {
 def measure_tools_phase3(
     run_dir: Path | str,  # run of *tools* that is trained up to its agent
     overrides: dict,  # of `TOOLS_PHASE3_VARIANTS`
-    seed: int,
+    seed: int,  # of the head, of phase 3 and of the players
     worlds: int,  # validation worlds, and as many test worlds
 ) -> dict:  # see `dream_and_play`
     "Phase 3 of *tools* with a remedy for its sparse rewards."

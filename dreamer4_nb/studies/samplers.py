@@ -42,13 +42,21 @@ def reviewed(
     return z
 
 
-def option_a(f: Callable, z: torch.Tensor, sample_steps: int, k_max: int) -> torch.Tensor:
+def option_a(
+    f: Callable,  # f(z, signal_level_index, step_index) -> clean prediction
+    z: torch.Tensor,  # noise, any shape
+    sample_steps: int,  # sampling steps, a power of two at most k_max
+    k_max: int,  # finest grid
+) -> torch.Tensor:
     "The review's Option A: as `reviewed`, with the signal level of the next step (issue 2)."
     return reviewed(f, z, sample_steps, k_max, steps_ahead=1)
 
 
 def last_prediction(
-    f: Callable, z: torch.Tensor, sample_steps: int, k_max: int
+    f: Callable,  # f(z, signal_level_index, step_index) -> clean prediction
+    z: torch.Tensor,  # noise, any shape
+    sample_steps: int,  # sampling steps, a power of two at most k_max
+    k_max: int,  # finest grid
 ) -> torch.Tensor:
     "As `reviewed`, but the sample is the last prediction instead of the last point."
     for i in range(sample_steps):
@@ -84,12 +92,12 @@ def frechet_distance(
 
 # %% ../../nbs/studies/02_samplers.ipynb #88b20894
 def dream_latents(
-    dynamics: Dynamics,
+    dynamics: Dynamics,  # that dreams
     windows: Batch,  # windows of `context` steps and more, with latents and actions
     context: int,  # steps given
     sample_steps: int | None = None,  # sampling steps per frame; None: the configuration's
     seed: int = 0,  # of the noise
-    sampler: Sampler = shortcut_sample,
+    sampler: Sampler = shortcut_sample,  # how a frame is made of noise
 ) -> torch.Tensor:  # (B, T - context, L, D)
     "Continue each window's context to its end under the recorded actions."
     assert windows.latents is not None, "batch: has no latents"
@@ -120,13 +128,13 @@ def tree_recall(
 # %% ../../nbs/studies/02_samplers.ipynb #88b20895
 @torch.no_grad()
 def dream_scores(
-    tokenizer: Tokenizer,
-    dynamics: Dynamics,
+    tokenizer: Tokenizer,  # that decodes the dreams
+    dynamics: Dynamics,  # that dreams
     windows: Batch,  # windows of `context` steps and more, with latents, actions and frames
     context: int = 8,  # steps given
     sample_steps: int | None = None,  # sampling steps per frame; None: the configuration's
     seed: int = 0,  # of the noise
-    sampler: Sampler = shortcut_sample,
+    sampler: Sampler = shortcut_sample,  # how a frame is made of noise
 ) -> dict:  # psnr (dB), psnr_by_step, tree_recall (by step), spread, frechet
     "Dreams under the recorded actions beside what was recorded."
     assert windows.latents is not None, "batch: has no latents"

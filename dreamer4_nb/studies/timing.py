@@ -28,7 +28,7 @@ from ..run.run import RunError
 
 # %% ../../nbs/studies/15_timing.ipynb #4dbd6703
 def time_calls(
-    function: Callable[[], Any],
+    function: Callable[[], Any],  # the work
     seconds: float,  # processor time to spend; one call at least
 ) -> tuple[float, float]:  # CPU-seconds and wall seconds per call
     "Call a function again and again, and divide."
@@ -44,7 +44,7 @@ def time_calls(
 
 
 def count_flops(
-    function: Callable[[], Any],
+    function: Callable[[], Any],  # the work
 ) -> int:
     "Floating-point operations of one call, those of matrix products and attention."
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -85,7 +85,7 @@ class WorkerProcess:
     def __init__(
         self,
         code: str,  # defines `variants`: name -> function without arguments
-        python: Path | str = sys.executable,
+        python: Path | str = sys.executable,  # the interpreter
         env: Mapping[str, str] | None = None,  # environment variables; None: ours
     ):
         functions = inspect.getsource(time_calls) + inspect.getsource(count_flops)
@@ -127,14 +127,19 @@ class LocalWork:
 
     def __init__(
         self,
-        function: Callable[[], Any],
+        function: Callable[[], Any],  # the work
     ):
         self.function = function
 
-    def time_calls(self, seconds: float) -> tuple[float, float]:  # see the function
+    def time_calls(
+        self,
+        seconds: float,  # processor time to spend; one call at least
+    ) -> tuple[float, float]:  # see the function
+        "See the function `time_calls`."
         return time_calls(self.function, seconds)
 
     def count_flops(self) -> int:
+        "See the function `count_flops`."
         return count_flops(self.function)
 
 
@@ -142,14 +147,19 @@ class LocalWork:
 class RemoteWork:
     "One of the functions of a `WorkerProcess`."
 
-    process: WorkerProcess
-    name: str
+    process: WorkerProcess  # where the function is
+    name: str  # of the function
 
-    def time_calls(self, seconds: float) -> tuple[float, float]:  # see the function
+    def time_calls(
+        self,
+        seconds: float,  # processor time to spend; one call at least
+    ) -> tuple[float, float]:  # see the function
+        "See the function `time_calls`."
         cpu, wall = self.process.ask(self.name, seconds)
         return cpu, wall
 
     def count_flops(self) -> int:
+        "See the function `count_flops`."
         return self.process.ask(self.name, None)
 
 
@@ -205,7 +215,7 @@ def time_in_turns(
 
 # %% ../../nbs/studies/15_timing.ipynb #3072596d
 def measure_benchmark(
-    benchmark: Benchmark,
+    benchmark: Benchmark,  # with its variants
     rounds: int = 7,  # turns of each variant
     seconds: float = 0.3,  # processor time of a turn, one call at least
 ) -> dict:  # work, frames, matrix_rate in FLOP/s, and what each variant costs under arms

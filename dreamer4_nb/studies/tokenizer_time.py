@@ -66,7 +66,7 @@ def _mean_where(x: torch.Tensor, mask: torch.Tensor) -> float | None:
 
 # %% ../../nbs/studies/05_tokenizer_time.ipynb #f78bd9e9
 def saved_for_backward(
-    function: Callable[[], torch.Tensor],
+    function: Callable[[], torch.Tensor],  # computes with gradient
 ) -> tuple[torch.Tensor, int]:  # what it returns; bytes
     "Call a function and count what autograd saves for its backward pass, each storage once."
     saved: dict[int, int] = {}  # address of a storage -> bytes
@@ -85,7 +85,7 @@ def saved_for_backward(
 
 # %% ../../nbs/studies/05_tokenizer_time.ipynb #b3807aa3
 def training_cost(
-    config: TokenizerConfig,
+    config: TokenizerConfig,  # sizes of the tokenizer
     length: int,  # frames of a window; there are 32 // length windows
     seed: int,  # of weights, frames and masks
     seconds: float,  # processor time to measure for
@@ -118,7 +118,7 @@ def training_cost(
 def measure_attention_cost(
     run_dir: Path | str,  # run whose configuration is used
     overrides: dict,  # of `ATTENTION_VARIANTS`
-    seed: int,
+    seed: int,  # of weights, frames and masks
     worlds: int,  # not used
     lengths: Sequence[int] = (4, 8, 16, 32),  # frames of a window
     seconds: float = 6,  # processor time for each length
@@ -144,7 +144,7 @@ def rise_and_fall(
 def train_for(
     model: nn.Module,  # is trained in place
     loss_fn: Callable,  # (model, batch, generator) -> terms
-    batches: Iterator,
+    batches: Iterator,  # endless
     seconds: float,  # processor time
     lr: float = 1e-3,  # peak learning rate
     weights: dict[str, float] | None = None,  # of the loss terms; None: 1 each
@@ -174,7 +174,7 @@ def train_for(
 # %% ../../nbs/studies/05_tokenizer_time.ipynb #9ddd241f
 @torch.no_grad()
 def reconstruction_metrics(
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer,  # on the CPU
     recordings: EpisodeSource,  # held out
     count: int = 48,  # windows
     length: int = 16,  # frames of each
@@ -223,8 +223,8 @@ def unlabelled_films(
 
 @torch.no_grad()
 def encode_episodes(
-    tokenizer: Tokenizer,
-    recordings: EpisodeSource,
+    tokenizer: Tokenizer,  # on the CPU
+    recordings: EpisodeSource,  # whose frames are encoded
 ) -> dict[str, np.ndarray]:  # name -> latents (N, L, D)
     "Latents of whole episodes by name."
     latents = {}
@@ -234,8 +234,8 @@ def encode_episodes(
 
 # %% ../../nbs/studies/05_tokenizer_time.ipynb #b5f463a6
 def train_tokenizer_for(
-    config: TokenizerConfig,
-    recordings: EpisodeSource,
+    config: TokenizerConfig,  # of the new tokenizer
+    recordings: EpisodeSource,  # to draw windows from
     seconds: float,  # processor time
     seed: int,  # of windows and masks
 ) -> tuple[Tokenizer, int]:  # tokenizer; steps
@@ -254,8 +254,8 @@ def train_tokenizer_for(
 
 
 def train_dynamics_for(
-    config: Config,
-    recordings: EpisodeSource,
+    config: Config,  # of the new model
+    recordings: EpisodeSource,  # to draw windows from
     latents: dict[str, np.ndarray],  # name -> (N, L, D), of these recordings
     seconds: float,  # processor time
     seed: int,  # of windows and noise
@@ -310,9 +310,9 @@ def measure_tokenizer_time(
 
 
 def measure_tokenizer(
-    config: TokenizerConfig,
-    train: EpisodeSource,
-    held_out: EpisodeSource,
+    config: TokenizerConfig,  # of the new tokenizer
+    train: EpisodeSource,  # to train on
+    held_out: EpisodeSource,  # to measure on
     seconds: float,  # processor time
     seed: int,  # of windows and masks
 ) -> tuple[Tokenizer, dict]:  # tokenizer; tokenizer_steps and `reconstruction_metrics`

@@ -41,7 +41,7 @@ class PartlyLabelled:
 
     def __init__(
         self,
-        recordings: EpisodeSource,
+        recordings: EpisodeSource,  # with the actions of all episodes
         fraction: float,  # of the episodes that keep them, 0 to 1
         seed: int = 0,  # which ones; a larger fraction keeps those of a smaller one
     ):
@@ -56,21 +56,37 @@ class PartlyLabelled:
     def __len__(self) -> int:
         return len(self.recordings)
 
-    def frames(self, i: int) -> np.ndarray:  # (T+1, C, H, W) uint8
+    def frames(
+        self,
+        i: int,  # number of the episode
+    ) -> np.ndarray:  # (T+1, C, H, W) uint8
+        "The frames of an episode."
         return self.recordings.frames(i)
 
-    def actions(self, i: int) -> np.ndarray | None:  # (T, components); None: unlabelled
+    def actions(
+        self,
+        i: int,  # number of the episode
+    ) -> np.ndarray | None:  # (T, components); None: unlabelled
+        "The actions of an episode that keeps them."
         return self.recordings.actions(i) if i in self.labelled else None
 
-    def rewards(self, i: int) -> np.ndarray | None:  # (T,); None: unlabelled
+    def rewards(
+        self,
+        i: int,  # number of the episode
+    ) -> np.ndarray | None:  # (T,); None: unlabelled
+        "The rewards of an episode."
         return self.recordings.rewards(i)
 
-    def terminated(self, i: int) -> bool:  # the world ended after the last step
+    def terminated(
+        self,
+        i: int,  # number of the episode
+    ) -> bool:  # the world ended after the last step
+        "Whether an episode was over, not cut off."
         return self.recordings.terminated(i)
 
 
 def labelled_steps(
-    recordings: EpisodeSource,
+    recordings: EpisodeSource,  # some of them without actions
     i: int,  # number of the episode
 ) -> np.ndarray | None:  # (T,) bool
     """Every step whose action is known.
@@ -175,9 +191,9 @@ def measure_action_share(
 
 # %% ../../nbs/studies/07_unlabelled.ipynb #d81d68dd
 def sample_frames(
-    recordings: EpisodeSource,
+    recordings: EpisodeSource,  # to draw from
     count: int,  # frames to draw, or all if there are not as many
-    seed: int,
+    seed: int,  # of the choice
 ) -> np.ndarray:  # (count, C, H, W) uint8
     "Frames drawn from all episodes without replacement."
     ends = np.cumsum(recordings.steps + 1)
@@ -240,7 +256,7 @@ MINECRAFT_VARIANTS: dict[str, dict] = {
 def train_on_films(
     run_dir: Path | str,  # the run's folder stands beside this one
     overrides: dict,  # of `MINECRAFT_VARIANTS`, with footage, name and maybe size
-    seed: int,
+    seed: int,  # of weights, batches and the split of the films
 ) -> Run:  # trained up to its dynamics
     "A tokenizer and a world model of films, in a run that `dreamer4 train` could have made."
     settings = {k: v for k, v in overrides.items() if "." in k}
@@ -255,7 +271,7 @@ def train_on_films(
 def measure_minecraft(
     run_dir: Path | str,  # see `train_on_films`
     overrides: dict,  # see `train_on_films`
-    seed: int,
+    seed: int,  # see `train_on_films`
     worlds: int,  # number of windows
     context: int = 8,  # recorded frames at the beginning
     steps: int = 15,  # dreamed frames
@@ -293,7 +309,7 @@ MINETEST_VARIANTS: dict[str, dict] = {
 
 
 def select_episodes(
-    recordings: EpisodeSource,
+    recordings: EpisodeSource,  # to choose from
     episodes: Sequence[int],  # numbers
 ) -> MemoryRecordings:
     "Some episodes, in memory."
@@ -307,7 +323,7 @@ def select_episodes(
 
 
 def build_models(
-    config: Config,
+    config: Config,  # sizes of both
     codec: ActionCodec | None,  # of the actions
     train: MemoryRecordings,  # to fit a linear path on
     films: Run | None,  # whose weights to begin with; None: random weights
