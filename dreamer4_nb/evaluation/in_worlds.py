@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIRST_SEED', 'ActFunction', 'EVALUATION_VERSION', 'PlayerFactory', 'world_seeds', 'landscape', 'check_fresh',
            'play_worlds', 'random_player', 'scripted_player', 'random_returns', 'scripted_returns', 'fingerprint',
-           'EvaluationCache', 'evaluation_seed', 'evaluate_policies']
+           'EvaluationCache', 'evaluation_seed', 'evaluate_policies', 'expert_copy']
 
 # %% ../../nbs/evaluation/02_in_worlds.ipynb #1c07d536
 import hashlib
@@ -393,3 +393,29 @@ def _evaluate_modes(policy, temperatures):
         f"{policy.name}_argmax": policy.evaluate(0.0, "test"),
         f"{policy.name}_tempered": policy.evaluate(best, "test") | {"validation": validation},
     }
+
+# %% ../../nbs/evaluation/02_in_worlds.ipynb #3ea17e30
+def expert_copy(
+    temperature: float = 1.0,  # divides the logits; 0: the likeliest action
+    seed: int = 0,  # of the actions drawn
+    task: str = "collect_wood",
+) -> ActFunction:  # function (worlds, frames) -> actions
+    "A perfect copy of a player who follows the expert in 30% of the steps and often waits."
+    expert_actions = scripted_player(task)
+    num_actions = len(TASKS[task].actions)
+    generator = torch.Generator().manual_seed(seed)
+
+    def act(worlds, frames):
+        probabilities = torch.full((len(worlds), num_actions), 0.7 / num_actions)
+        rows = torch.arange(len(worlds))
+        positions = [world.position for world in worlds.worlds]
+        waits = torch.tensor([(3 * x + 5 * y) % 6 == 0 for x, y in positions])
+        right = torch.tensor(expert_actions(worlds, frames))
+        probabilities[rows, right] += torch.where(waits, 0.1, 0.3)
+        probabilities[waits, 0] += 0.2
+        if not temperature:
+            return probabilities.argmax(-1)
+        tempered = (probabilities.log() / temperature).softmax(-1)
+        return tempered.multinomial(1, generator=generator)
+
+    return act
