@@ -398,7 +398,7 @@ def _evaluate_modes(policy, temperatures):
 def expert_copy(
     temperature: float = 1.0,  # divides the logits; 0: the likeliest action
     seed: int = 0,  # of the actions drawn
-    task: str = "collect_wood",
+    task: str = "collect_wood",  # a name in `TASKS` that has a scripted player
 ) -> ActFunction:  # function (worlds, frames) -> actions
     "A perfect copy of a player who follows the expert in 30% of the steps and often waits."
     expert_actions = scripted_player(task)
