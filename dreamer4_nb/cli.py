@@ -16,16 +16,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, NoReturn, TypeVar, Union
+from typing import Annotated, Any, Generic, Literal, NoReturn, TypeVar, Union, get_args
 
 import tyro
 from tyro.conf import Positional
 
+import dreamer4_nb
 from .config import Config, TaskName, View, World, did_you_mean, load_config, named
 from .files import read_json, write_json
 
 # %% ../nbs/04_cli.ipynb #484537a4
 Size = Literal["smoke", "demo_smoke", "laptop", "gpu", "paper"]
+
+
+def _one_of(
+    choices: Any,  # a `Literal` of names
+) -> tyro.constructors.PrimitiveConstructorSpec:
+    "For an option of type `choices | None`: messages list the names in order, without None"
+    names = get_args(choices)
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="{" + ",".join(names) + "}",
+        instance_from_str=lambda texts: texts[0],
+        is_instance=lambda value: value is None or value in names,
+        str_from_instance=lambda value: [str(value)],
+        choices=names,
+    )
 
 
 AS_CONFIGURED = tyro.conf.arg(help_behavior_hint="(default: as configured)")
@@ -74,7 +90,9 @@ class Start:
 
     # configuration to start from: smoke (seconds, learns nothing), demo_smoke (a first
     # look, a minute), laptop (20 minutes), gpu (hours), paper (a plan)
-    size: Annotated[Size | None, tyro.conf.arg(help_behavior_hint="(default: laptop)")] = None
+    size: Annotated[
+        Size | None, _one_of(Size), tyro.conf.arg(help_behavior_hint="(default: laptop)")
+    ] = None
     # JSON file with a configuration to start from, instead of a size; what it leaves out
     # is the laptop's
     config: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
@@ -123,7 +141,7 @@ class DemoCommand(Start):
     "Record, learn a world model, copy the player, improve in imagination, evaluate, report."
 
     # task of the embedded world
-    task: Annotated[World | None, AS_CONFIGURED] = None
+    task: Annotated[World | None, _one_of(World), AS_CONFIGURED] = None
     # of worlds, players and training
     seed: Annotated[int | None, AS_CONFIGURED] = None
     device: str = "cpu"  # cpu, cuda, cuda:1, ... or mps
@@ -222,7 +240,7 @@ class TrainCommand(Start):
         tyro.conf.arg(help_behavior_hint="(default: record the embedded world)"),
     ] = None
     # task of the embedded world, or recordings: no world to play in
-    task: Annotated[TaskName | None, AS_CONFIGURED] = None
+    task: Annotated[TaskName | None, _one_of(TaskName), AS_CONFIGURED] = None
     # of recordings with logs (VPT): what pays 1, such as mine_log,
     # see chapter "Videos, with a log or without"
     event: Annotated[str | None, AS_CONFIGURED] = None
@@ -547,7 +565,8 @@ def _parse_without_settings(args: Sequence[str]) -> Any:  # a subcommand
         subcommand = tyro.conf.subcommand(name, description=description)
         subcommands.append(Annotated[command, subcommand])
     every: Any = Union[tuple(subcommands)]  # noqa: UP007
-    return tyro.cli(every, prog="dreamer4", args=args, config=HELP_STYLE)
+    about = "`dreamer4 --version` prints the version of the package."
+    return tyro.cli(every, prog="dreamer4", description=about, args=args, config=HELP_STYLE)
 
 
 def _parse_with_settings(
@@ -566,6 +585,8 @@ def _parse_with_settings(
     base = start.base()
     if "--help-settings" in args:
         tyro.cli(Config, prog=prog, args=["--help"], default=base)
+    # the settings alone first, so that messages name them as their options do
+    tyro.cli(Config, prog=prog, args=args, default=base, return_unknown_args=True)
     default = WithSettings(command=tyro.MISSING_NONPROP, settings=base)
     both = tyro.cli(
         WithSettings[COMMANDS[name]],  # type: ignore[valid-type]
@@ -580,8 +601,11 @@ def _parse_with_settings(
 def run_command(
     args: Sequence[str],  # what stands behind `dreamer4`
 ) -> None:
-    "Read the arguments and carry out the subcommand that they name"
+    "Read the arguments and carry out the subcommand that they name; --version prints one line"
     name = args[0] if args else "--help"
+    if name == "--version":
+        print(f"dreamer4_nb {dreamer4_nb.__version__}")
+        return
     if name not in COMMANDS and not name.startswith("-"):
         raise UsageError(f"{name}: no such subcommand. {did_you_mean(name, COMMANDS)}")
     wants_help = "-h" in args or "--help" in args

@@ -15,6 +15,7 @@ import pytest
 from safetensors.torch import load_file, save
 from test_recordings import DAMAGES, make
 
+import dreamer4_nb
 from dreamer4_nb.cli import COMMANDS
 from dreamer4_nb.config import named
 from dreamer4_nb.files import with_checksum
@@ -66,6 +67,13 @@ def test_help_of_all_commands():
     done = call("--help")
     assert done.returncode == 0
     assert all(name in done.stdout for name in COMMANDS)
+
+
+def test_version():
+    done = call("--version")
+    assert done.returncode == 0
+    assert done.stdout == f"dreamer4_nb {dreamer4_nb.__version__}\n"
+    assert "--version" in call("--help").stdout
 
 
 def test_help_of_settings():
@@ -176,6 +184,12 @@ def test_options_beside_a_file(tmp_path):
 
 WRONG_ARGUMENTS = [
     (("demo", "--size", "huge"), ("huge", "laptop")),
+    (
+        ("demo", "--size", "huge"),
+        ("('smoke', 'demo_smoke', 'laptop', 'gpu', 'paper')",),
+    ),
+    (("demo", "--task", "mine"), ("('collect_wood', 'tools')",)),
+    (("train", "out", "--task", "mine"), ("('collect_wood', 'tools', 'recordings')",)),
     (("demo", "--seed", "many"), ("--seed", "many")),
     (("demo", "--seed", "-1"), ("--seed -1", "0 or more")),
     (("demo", "--device", "gpu"), ("--device", "'gpu'", "'cpu' always is")),
@@ -184,7 +198,10 @@ WRONG_ARGUMENTS = [
     ((), ("train", "demo")),
     (("train",), ("OUT", "folder of the run")),
     (("train", "out", "--dynamics.widht", "64"), ("Perhaps you meant", "--dynamics.width")),
-    (("train", "out", "--dynamics.width", "97"), ("dynamics.width = 97", "multiple of")),
+    (
+        ("train", "out", "--dynamics.width", "97"),
+        ("parsing dynamics: dynamics.width = 97", "multiple of"),
+    ),
     (("train", "out", "--upto", "the end"), ("--upto the end", "imagination")),
     (("train", "out", "--task", "recordings"), ("--recordings",)),
     (("demo", "--data.task", "recordings"), ("no world to play in",)),

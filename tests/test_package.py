@@ -233,6 +233,13 @@ WRONG_CALLS = [
     ("load('pretrained', policy='best')", "'best'"),
     ("load('pretrained').act(np.zeros((64, 64), np.uint8))", "expected (3, 64, 64)"),
     ("load('pretrained').act(np.zeros((64, 64, 3)))", "expected uint8"),
+    (
+        "load('pretrained').act(np.zeros((2, 64, 64, 3), np.uint8))",
+        "shape (2, 64, 64, 3), expected (3, 64, 64) or (64, 64, 3)",
+    ),
+    ("load(3)", "run: 3 is not the folder of a run"),
+    ("load(d4.__file__)", "__init__.py: is a file. Hint: name its folder"),
+    ("Player('pretrained', device='cudaa')", "device = 'cudaa': must be a device"),
     ("Player('nowhere')", "nowhere/run.json: no run here"),
     ("Recordings('nowhere')", "nowhere"),
     ("convert('nowhere', 'out')", "nowhere: no such folder"),
@@ -257,7 +264,7 @@ def test_an_error_of_the_library_is_one_line(call, message, tmp_path, monkeypatc
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises((ValueError, OSError)) as error:
+    with pytest.raises((TypeError, ValueError, OSError)) as error:
         eval(f"d4.{call}", {"d4": d4, "np": np})
     assert message in str(error.value)
     assert "\n" not in str(error.value)

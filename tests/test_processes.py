@@ -19,6 +19,7 @@ from training_job import QUIET, learner, quiet, recordings
 from dreamer4_nb.config import named
 from dreamer4_nb.data.windows import SequenceSampler
 from dreamer4_nb.pipeline import run_all
+from dreamer4_nb.run import launch
 from dreamer4_nb.run.run import STAGES, Run
 from dreamer4_nb.training.callbacks import read_training_log
 from dreamer4_nb.training.checkpoint import read_tensors
@@ -85,6 +86,26 @@ def losses(out):
 
 
 # --- a run that starts its helper by itself
+def test_a_helper_keeps_freed_memory_before_it_opens_the_run(monkeypatch):
+    calls = []
+
+    class Job:
+        def train(self, steps):
+            calls.append(f"train {steps}")
+
+    def open_run(out, progress):
+        calls.append(f"open {out}")
+        return Job()
+
+    def leave(code):
+        raise SystemExit(code)
+
+    monkeypatch.setattr(launch, "_exit_with_first_process", int)
+    monkeypatch.setattr(launch, "keep_freed_memory", lambda: calls.append("keep"))
+    monkeypatch.setattr(launch.os, "_exit", leave)
+    with pytest.raises(SystemExit):
+        launch.serve(open_run, "run", "train", "[3]")
+    assert calls == ["keep", "open run", "train 3"]
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 "Experiments and their results files: what is wrong is said in one line"
 
 import json
+import subprocess
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from dreamer4_nb.studies.cascade import loss_between
 from dreamer4_nb.studies.experiments import (
     EXPERIMENTS,
     Experiment,
+    measure_in_process,
     measure_variant,
     run_experiment,
 )
@@ -51,6 +53,19 @@ def registered(monkeypatch):
         monkeypatch.setattr(experiments, "measure_in_process", measure_variant)
 
     return register
+
+
+def test_a_process_for_one_variant_keeps_freed_memory(monkeypatch):
+    commands = []
+
+    def run(command, **options):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, stdout='{"seed": 0}\n', stderr="")
+
+    monkeypatch.setattr(experiments.subprocess, "run", run)
+    assert measure_in_process("phase3", "chosen", 0, "run", 1) == {"seed": 0}
+    script = commands[0][2]
+    assert script.index("keep_freed_memory()") < script.index("print(")
 
 
 def test_results_of_another_experiment(tmp_path):

@@ -31,6 +31,7 @@ from ..models.tokenizer import Tokenizer
 from ..models.transformer import TimeCache
 from ..run.folder import POLICIES, RunError, RunFolder
 from ..run.load import run_folder
+from ..training.memory import check_device
 from ..worlds.crafter import CrafterWorld, make_world
 
 # %% ../../nbs/play/01_player.ipynb #7feb1850
@@ -254,6 +255,7 @@ def open_run(
 ) -> RunFolder:
     "A run whose agent is trained; a RunError if it is not"
     if not isinstance(run, RunFolder):
+        check_device(device)
         run = RunFolder(run_folder(run), device=device, progress=False)
     if not run.done("agent"):
         raise RunError(

@@ -13,7 +13,7 @@ import torch
 
 import dreamer4_nb
 from ..policy.actor import Actor
-from .folder import POLICIES, RunFolder
+from .folder import POLICIES, RunError, RunFolder
 from ..training.memory import check_device
 
 # %% ../../nbs/run/07_load.ipynb #fa541572
@@ -23,8 +23,17 @@ PRETRAINED = Path(dreamer4_nb.__file__).parent / "pretrained"
 def run_folder(
     run: Path | str,  # folder of a run, or 'pretrained'
 ) -> Path | str:  # its folder
-    "Where a run is; 'pretrained' is the one that comes with the package"
-    return PRETRAINED if run == "pretrained" else run
+    """Where a run is; 'pretrained' is the one that comes with the package
+
+    A `TypeError` for what is no path, a `RunError` for a file.
+    """
+    if not isinstance(run, (str, Path)):
+        raise TypeError(f"run: {run!r} is not the folder of a run, nor 'pretrained'")
+    if run == "pretrained":
+        return PRETRAINED
+    if Path(run).is_file():
+        raise RunError(f"{run}: is a file. Hint: name its folder, {Path(run).parent}")
+    return run
 
 # %% ../../nbs/run/07_load.ipynb #f7c54336
 class TrainedPolicy:
@@ -48,12 +57,16 @@ class TrainedPolicy:
         frame = np.asarray(frame)
         if frame.dtype != np.uint8:
             raise ValueError(f"frame: {frame.dtype}, expected uint8 from 0 to 255")
-        if frame.shape[-1:] == (3,):
+        given = frame.shape
+        if frame.ndim == 3 and given[-1] == 3:
             frame = frame.transpose(2, 0, 1)
         expected = tuple(self.actor.tokenizer.frame_shape)
         if frame.shape != expected:
+            channels, height, width = expected
+            hint = "give one frame at a time" if frame.ndim > 3 else "resize it first"
             raise ValueError(
-                f"frame: shape {frame.shape}, expected {expected}. Hint: resize it first"
+                f"frame: shape {given}, expected {expected} or {(height, width, channels)}. "
+                f"Hint: {hint}"
             )
         codec = self.actor.agent.codec
         action = codec.decode(self.actor.act(frame[None])[0])
@@ -69,8 +82,7 @@ def load(
     out: Path | str,  # folder of a run, or 'pretrained'
     policy: str = "imagination",  # or 'bc', 'bc_all', see `POLICIES`
     temperature: float = 1.0,  # divides the logits; 0 takes the most likely action
-    # as PyTorch names them: 'cpu', 'cuda', 'cuda:1', 'mps'
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "cpu",  # 'cpu', 'cuda', 'cuda:1', 'mps'
     seed: int = 0,  # of the sampled actions
 ) -> TrainedPolicy:  # at the beginning of an episode
     "A trained policy of a run, ready to play"
