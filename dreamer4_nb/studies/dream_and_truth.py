@@ -26,6 +26,7 @@ from ..policy.advantages import Monitor
 from ..policy.pmpo import ImaginationTrainer
 from ..policy.rollout import RecordedRollouts, Rollout, lambda_returns
 from ..run.run import Run
+from .results import display_name
 
 # %% ../../nbs/studies/09_dream_and_truth.ipynb #fcfef496
 # as the committed results were measured: no marginal KL penalty
@@ -234,14 +235,15 @@ def returns_table(
         by_seed = [r["history"][-1]["kl"] for r in results if r["arm"] == variant]
         return ", ".join(f"{kl:.2f}" for kl in by_seed)
 
+    base_name = display_name(base)
     header = (
-        f"| variant | sampled | against {base} | best temperature | against {base} "
+        f"| variant | sampled | against {base_name} | best temperature | against {base_name} "
         "| nats from the BC policy, by seed |"
     )
     bc = [mean(base, "bc"), "", mean(base, "bc_tempered"), "", ""]
     rows = [["the BC policy itself", *bc]]
     for variant in variants:
-        row = [variant]
+        row = [display_name(variant)]
         for policy in ("imagination", "imagination_tempered"):
             row += [mean(variant, policy), difference(variant, policy)]
         rows.append([*row, nats(variant)])
