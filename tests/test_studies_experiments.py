@@ -12,6 +12,7 @@ from dreamer4_nb.run.folder import RunError
 from dreamer4_nb.run.run import Run
 from dreamer4_nb.studies import experiments
 from dreamer4_nb.studies.cascade import loss_between
+from dreamer4_nb.studies.dream_and_truth import returns_table
 from dreamer4_nb.studies.experiments import (
     EXPERIMENTS,
     Experiment,
@@ -21,6 +22,7 @@ from dreamer4_nb.studies.experiments import (
 )
 from dreamer4_nb.studies.forcing import lesson_loss
 from dreamer4_nb.studies.results import (
+    DISPLAY_NAMES,
     EXPERIMENT_FORMAT,
     EXPERIMENT_VERSION,
     read_variant_results,
@@ -66,6 +68,30 @@ def test_a_process_for_one_variant_keeps_freed_memory(monkeypatch):
     assert measure_in_process("phase3", "chosen", 0, "run", 1) == {"seed": 0}
     script = commands[0][2]
     assert script.index("keep_freed_memory()") < script.index("print(")
+
+
+def test_tables_show_display_names():
+    returns = dict(returns=[1.0, 2.0])
+    policies = {
+        f"{policy}{mode}": returns
+        for policy in ("bc", "imagination")
+        for mode in ("", "_tempered")
+    }
+    results = [
+        dict(arm=name, seed=seed, history=[dict(kl=0.5)], policies=policies)
+        for name in ("chosen", "extreme tenths")
+        for seed in range(2)
+    ]
+    table = returns_table(results, base="extreme tenths")
+    assert "| top and bottom decile | 1.5 |" in table
+    assert "against top and bottom decile" in table
+    assert "extreme tenths" not in table
+
+
+def test_every_display_name_is_of_a_variant():
+    variants = {name for experiment in EXPERIMENTS.values() for name in experiment.variants}
+    assert DISPLAY_NAMES.keys() <= variants
+    assert not set(DISPLAY_NAMES.values()) & variants
 
 
 def test_results_of_another_experiment(tmp_path):
