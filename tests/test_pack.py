@@ -127,7 +127,7 @@ def test_what_load_cannot_use_is_named_in_one_line(arguments, words):
     "frame, words",
     [
         (np.zeros((64, 64, 3)), ["float64", "uint8"]),
-        (np.zeros((32, 32, 3), np.uint8), ["(3, 32, 32)", "(3, 64, 64)"]),
+        (np.zeros((32, 32, 3), np.uint8), ["(32, 32, 3)", "(3, 64, 64)"]),
         (np.zeros((64, 64), np.uint8), ["(64, 64)", "(3, 64, 64)"]),
     ],
 )
