@@ -16,12 +16,10 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from .config import Config, config_from_dict
@@ -55,7 +53,7 @@ from dreamer4_nb.evaluation.tables import (
     verdict,
 )
 from .files import atomic_file, read_json, read_npz
-from .play.player import Player
+from .play.player import Player, templates
 from .run.folder import RUN_VERSION
 from .run.load import PRETRAINED
 from .training.callbacks import read_training_log
@@ -187,22 +185,11 @@ class Section:
     blocks: list[Block]  # from top to bottom
 
 # %% ../nbs/02_report.ipynb #64648cdf
-@lru_cache
-def _templates() -> Environment:
-    return Environment(
-        loader=PackageLoader("dreamer4_nb"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
 def render_blocks(
     blocks: list[Block],  # from top to bottom
 ) -> str:  # HTML
     "Blocks as they look inside a page."
-    macros: Any = _templates().get_template("blocks.html.jinja").module
+    macros: Any = templates().get_template("blocks.html.jinja").module
     return str(macros.show(blocks))
 
 # %% ../nbs/02_report.ipynb #b0c843bf
@@ -825,7 +812,7 @@ def write_report(
     "Write report.html and figures/ from what a run has left; missing pieces are named."
     page = Page(run_dir)
     html = (
-        _templates()
+        templates()
         .get_template("report.html.jinja")
         .render(
             title=_page_title(page),

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CUSTOMARY_KEYS', 'SPARE_KEYS', 'CURVE_PANELS', 'SIGNS', 'moves', 'describe_action', 'key_bindings', 'true_world',
            'KnownSteps', 'window_before', 'PlayedStep', 'CacheSlot', 'save_slot', 'restore_slot', 'Snapshot',
-           'open_run', 'Player', 'to_uint8', 'step_picture', 'step_curves', 'render_template', 'draw_curves',
-           'draw_strip', 'save_film', 'save_recording']
+           'open_run', 'Player', 'to_uint8', 'step_picture', 'step_curves', 'templates', 'render_template',
+           'draw_curves', 'draw_strip', 'save_film', 'save_recording']
 
 # %% ../../nbs/play/01_player.ipynb #d282dcd1
 from collections import deque
@@ -491,7 +491,8 @@ def step_curves(
 
 # %% ../../nbs/play/01_player.ipynb #d1cf62c3
 @lru_cache(1)
-def _templates() -> Environment:
+def templates() -> Environment:
+    "The templates of the package, with everything escaped that they are given."
     return Environment(
         loader=PackageLoader("dreamer4_nb"),
         autoescape=True,
@@ -506,7 +507,7 @@ def render_template(
     **values: Any,  # what the template names; text is escaped
 ) -> str:  # HTML or SVG
     "Fill a template"
-    return _templates().get_template(name).render(muted=MUTED, pale=PALE, **values)
+    return templates().get_template(name).render(muted=MUTED, pale=PALE, **values)
 
 # %% ../../nbs/play/01_player.ipynb #f120bb3f
 # title -> the curves that share a drawing, with their colours
