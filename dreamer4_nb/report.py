@@ -42,13 +42,13 @@ from dreamer4_nb.evaluation.plots import (
 )
 from .evaluation.statistics import mean_interval, paired_difference
 from dreamer4_nb.evaluation.tables import (
-    UNITS,
     achievement_rates_by_policy,
     in_order,
     key_figures,
     num_decimals,
     policy_label,
     policy_returns,
+    return_unit,
     split_name,
     verdict,
 )
@@ -408,7 +408,7 @@ def policies_section(
     policies = _played_policies(page.results)
     if not policies:
         raise FileNotFoundError("results.json contains no policies")
-    unit = UNITS.get(page.task, "reward")
+    unit = return_unit(page.task)
     worlds = page.results.get("worlds", {})
     first = next(iter(policies.values()))
     num_worlds = worlds.get("test") or len(first["returns"])
@@ -715,7 +715,7 @@ def _compare_with_pretrained(results):
     ]
     if results.get("task") == run["task"]:
         returns = _Comparison(
-            f"{UNITS.get(run['task'])} per episode, policy from imagination",
+            f"{return_unit(run['task'])} per episode, policy from imagination",
             f"{here['returns']['imagination']:.1f}",
             f"{pretrained['returns']['imagination']:.1f}",
             f"random: {pretrained['returns']['random']:.1f}",
