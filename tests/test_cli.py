@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from test_recordings import DAMAGES, make
 
 import dreamer4_nb
-from dreamer4_nb.cli import COMMANDS
+from dreamer4_nb.cli import COMMANDS, main
 from dreamer4_nb.config import named
 from dreamer4_nb.files import with_checksum
 from dreamer4_nb.run.load import load
@@ -214,10 +214,21 @@ WRONG_ARGUMENTS = [
 
 
 @pytest.mark.parametrize("args, words", WRONG_ARGUMENTS)
-def test_wrong_arguments(args, words, tmp_path, monkeypatch):
+def test_wrong_arguments(args, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert_usage(call(*args), *words)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    with pytest.raises(SystemExit) as end:  # in this process, which has PyTorch already
+        main(args)
+    written = capsys.readouterr()
+    code = end.value.code
+    done = subprocess.CompletedProcess(args, code, written.out, written.err)
+    assert_usage(done, *words)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_arguments_end_a_process(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert_usage(call("demo", "--size", "huge"), "huge", "laptop")
 
 
 def test_missing_and_empty_folders(tmp_path):
