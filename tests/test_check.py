@@ -8,7 +8,13 @@ import pytest
 from dreamer4_nb.config import named
 from dreamer4_nb.data.actions import ActionCodec, ActionSpace
 from dreamer4_nb.data.dataset import MemoryRecordings
-from dreamer4_nb.run.checks import check_path, check_run, enforce_checks, format_checks
+from dreamer4_nb.run.checks import (
+    check_imagination,
+    check_path,
+    check_run,
+    enforce_checks,
+    format_checks,
+)
 from dreamer4_nb.run.folder import RunError, RunFolder
 from dreamer4_nb.run.recording_checks import Check, check_alignment
 
@@ -85,3 +91,18 @@ def test_failed_checks_stop_with_their_hints(tmp_path, monkeypatch, capsys):
     )
     assert "fail  length" in capsys.readouterr().out
     enforce_checks(run, "record")  # after which there is nothing to check
+
+
+@pytest.mark.parametrize(
+    "alarm, name",
+    [
+        ("far from the clone", "far from the BC policy"),  # as earlier runs call it
+        ("far from the BC policy", "far from the BC policy"),
+        ("an alarm of a later version", "an alarm of a later version"),
+    ],
+)
+def test_every_alarm_in_a_history_is_reported(alarm, name):
+    healthy = dict(band=0.1, advantage_std=1.0, better=500, worse=500, correlation=0.9)
+    checks = list(check_imagination([healthy | dict(alarms=[alarm])]))
+    assert checks[-1].status == "warn"
+    assert checks[-1].observed == name

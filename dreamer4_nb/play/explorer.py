@@ -18,7 +18,7 @@ from torch import nn
 
 from ..data.dataset import Recordings
 from ..evaluation.plots import BLUE, ORANGE, plot_advantage_rounds
-from ..files import load_npz
+from ..files import read_npz
 from ..models.agent import Agent
 from ..models.dynamics import Dream
 from ..models.tokenizer import Tokenizer, token_grid
@@ -304,7 +304,7 @@ class ExplorerPanel:
         if not path.exists():
             w, _ = import_widgets()
             return w.HTML("no advantages: imagination is not done")
-        rounds = load_npz(path)
+        rounds = read_npz(path)
         file = io.BytesIO()
         figure = plot_advantage_rounds(rounds["histograms"], rounds["edges"])
         figure.savefig(file, format="png")

@@ -30,7 +30,7 @@ from ..files import read_json
 from ..models.agent import Agent
 from ..models.dynamics import Dream, Dynamics
 from ..models.tokenizer import Tokenizer
-from ..policy.advantages import ALARMS, correlation
+from ..policy.advantages import ALARMS, RENAMED_ALARMS, correlation
 from .folder import RunError, RunFolder
 from dreamer4_nb.run.recording_checks import (
     Check,
@@ -331,14 +331,15 @@ def check_imagination(
 
 def _check_alarms(names: list[str]) -> Check:
     "The alarms that are on at the end of phase 3"
+    names = [RENAMED_ALARMS.get(name, name) for name in names]
     alarms = [alarm for alarm in ALARMS if alarm.name in names]
     if "no rewards" in names or "no signal" in names:
         status = "fail"
-    elif alarms:
+    elif names:
         status = "warn"
     else:
         status = "pass"
-    observed = ", ".join(alarm.name for alarm in alarms) or "none"
+    observed = ", ".join(names) or "none"
     hint = "; ".join(alarm.hint for alarm in alarms)
     hint = hint or 'see chapter "When advantages say nothing"'
     return Check("no alarm is on", status, observed, "none", hint)
