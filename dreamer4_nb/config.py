@@ -6,11 +6,12 @@
 __all__ = ['Count', 'Positive', 'TwoOrMore', 'Flag', 'Name', 'AboveZero', 'ZeroOrMore', 'Fraction', 'PositiveFraction',
            'AverageDecay', 'STRICT', 'ConfigClass', 'World', 'TaskName', 'View', 'Shaping', 'HeldOut', 'Perceptual',
            'AttentionName', 'ImageSize', 'RewardLoss', 'BinRange', 'Advantages', 'Intrinsic', 'AdvantageFraction',
-           'Optimizer', 'Precision', 'Lengths', 'SequenceLength', 'Temperatures', 'CONFIG_VERSION', 'TRIAL_STEPS',
-           'SIZES', 'RENAMED_FIELDS', 'RENAMED_VALUES', 'did_you_mean', 'unknown_name', 'validation_error',
-           'check_multiple', 'explain', 'one_line_errors', 'DataConfig', 'check_heads', 'TokenizerConfig',
-           'DynamicsConfig', 'AgentConfig', 'ImaginationConfig', 'StageConfig', 'EvaluationConfig', 'Config', 'nest',
-           'merge', 'smoke', 'laptop', 'demo_smoke', 'gpu', 'paper', 'named', 'config_from_dict', 'load_config']
+           'Optimizer', 'Precision', 'MatmulPrecision', 'Lengths', 'SequenceLength', 'Temperatures', 'CONFIG_VERSION',
+           'TRIAL_STEPS', 'SIZES', 'RENAMED_FIELDS', 'RENAMED_VALUES', 'did_you_mean', 'unknown_name',
+           'validation_error', 'check_multiple', 'explain', 'one_line_errors', 'DataConfig', 'check_heads',
+           'TokenizerConfig', 'DynamicsConfig', 'AgentConfig', 'ImaginationConfig', 'StageConfig', 'EvaluationConfig',
+           'Config', 'nest', 'merge', 'smoke', 'laptop', 'demo_smoke', 'gpu', 'paper', 'named', 'config_from_dict',
+           'load_config']
 
 # %% ../nbs/00_config.ipynb #70c02261
 import difflib
@@ -466,6 +467,7 @@ class ImaginationConfig:
     replay: Positive = 4  # latest iterations whose rollouts are learned from; ours
     lr: AboveZero = 3e-4  # learning rate of the policy head; ours (paper silent)
     value_lr: AboveZero = 1e-3  # learning rate of the value head; ours (paper silent)
+    save_every: Positive = 20  # iterations between checkpoints; ours
 
     @model_validator(mode="after")
     def check(self) -> "ImaginationConfig":
@@ -480,6 +482,7 @@ class ImaginationConfig:
 # %% ../nbs/00_config.ipynb #3384acee
 Optimizer = Literal["adamw", "muon"]
 Precision = Literal["no", "bf16", "fp16"]
+MatmulPrecision = Literal["highest", "high", "medium"]
 Lengths = Annotated[tuple[tuple[Positive, AboveZero], ...], Field(min_length=1)]
 SequenceLength = Annotated[
     Positive | Lengths,
@@ -495,6 +498,9 @@ class StageConfig:
 
     steps: Positive = 1000  # optimiser steps
     batch_size: Positive = 16  # sequences per step, at the first length
+    # smaller batches that a step is made of, whose gradients add up: less memory, the same
+    # step; ours
+    accumulate: Positive = 1
     # frames per sequence, or pairs (frames, weight) to alternate (3.4)
     length: SequenceLength = 16
     lr: AboveZero = 3e-4  # highest learning rate
@@ -521,6 +527,10 @@ class StageConfig:
     patience: Count = 0
     # also log scalars for TensorBoard; ours
     tensorboard: Flag = False
+    # processes that read batches ahead of each training process; 0: it reads them itself;
+    # ours
+    workers: Count = 0
+    save_every: Positive = 500  # steps between checkpoints; ours
 
     @property
     def lengths(self) -> tuple[tuple[int, float], ...]:  # pairs (frames, weight)
@@ -531,11 +541,14 @@ class StageConfig:
 
     @model_validator(mode="after")
     def check(self) -> "StageConfig":
-        "Raise where the warmup is longer than the training"
+        "Raise where the warmup is longer than the training, or a batch cannot be divided"
         if self.warmup > self.steps:
             raise validation_error(
                 "warmup", self.warmup, f"must be at most steps = {self.steps}"
             )
+        if self.accumulate > self.batch_size:
+            expected = f"must be at most batch_size = {self.batch_size}"
+            raise validation_error("accumulate", self.accumulate, expected)
         return self
 
 # %% ../nbs/00_config.ipynb #277cae34
@@ -566,6 +579,9 @@ class Config:
 
     name: Name = "laptop"  # a label: name of the size, or one of your own
     minutes: AboveZero = 20.0  # wall time of a run on the machine it is meant for
+    # matrix products in float32: 'highest' keeps all bits, 'high' and 'medium' let a graphics
+    # card drop some (TF32, bf16) and be several times as fast; ours
+    matmul_precision: MatmulPrecision = "highest"
     data: DataConfig = DataConfig()  # what is recorded
     tokenizer: TokenizerConfig = TokenizerConfig()  # from frames to latents
     # phase 1, first half
@@ -830,9 +846,11 @@ def gpu() -> Config:  # hours on one graphics card
         "length": ((16, 3), (64, 1)),
         "warmup": 500,
         "mixed_precision": "bf16",
+        "workers": 8,
     }
     return Config(
         name="gpu",
+        matmul_precision="high",
         minutes=300.0,
         data=DataConfig(episodes=5000),
         tokenizer=TokenizerConfig(
@@ -867,9 +885,11 @@ def paper() -> Config:  # many accelerators
         "warmup": 2000,
         "checkpoint": True,
         "mixed_precision": "bf16",
+        "workers": 8,
     }
     return Config(
         name="paper",
+        matmul_precision="high",
         minutes=100_000.0,
         data=DataConfig(task="recordings", episodes=30_000, held_out=0.02),
         tokenizer=TokenizerConfig(

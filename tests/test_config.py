@@ -58,12 +58,18 @@ WRONG = [
     (ImaginationConfig, {"iterations": 5}, "or the policy never learns"),
     (ImaginationConfig, {"advantage_fraction": 0.6}, "at most 0.5"),
     (StageConfig, {"steps": 20}, "warmup = 50: must be at most steps = 20"),
+    (StageConfig, {"accumulate": 17}, "accumulate = 17: must be at most batch_size = 16"),
+    (StageConfig, {"accumulate": 0}, "stage.accumulate = 0: must be a whole number, 1 or"),
+    (StageConfig, {"workers": -1}, "stage.workers = -1: must be a whole number, 0 or more"),
+    (StageConfig, {"save_every": 0}, "stage.save_every = 0: must be a whole number, 1 or"),
+    (ImaginationConfig, {"save_every": 0}, "imagination.save_every = 0: must be a whole"),
     (StageConfig, {"optimizer": "adam"}, "must be 'adamw' or 'muon'"),
     (StageConfig, {"length": ((64, 0),)}, "pairs (frames, weight)"),
     (StageConfig, {"length": ()}, "pairs (frames, weight)"),
     (EvaluationConfig, {"temperatures": ()}, "one or more numbers above 0"),
     (EvaluationConfig, {"temperatures": (1.0, 0.0)}, "evaluation.temperatures[1] = 0.0: must"),
     (Config, {"name": ""}, "name = '': must be a string, not empty"),
+    (Config, {"matmul_precision": "tf32"}, "must be 'highest', 'high' or 'medium'"),
     (Config, {"minutes": float("inf")}, "minutes = inf: must be a finite number"),
 ]
 
@@ -158,6 +164,21 @@ def test_the_pretrained_run_is_read_with_its_old_field_names():
     assert stage.max_grad_norm == old["agent_training"].get("clip", 1.0)
     assert config.imagination.advantage_fraction == 0.1
     assert config_from_dict(config.to_dict()) == config
+
+
+def test_a_file_from_before_a_field_takes_its_default():
+    "What the package gained later changes nothing in the configuration of an older run"
+    old = named("gpu").to_dict()
+    del old["matmul_precision"]
+    del old["imagination"]["save_every"]
+    for stage in ("tokenizer_training", "dynamics_training", "agent_training"):
+        for field in ("workers", "accumulate", "save_every"):
+            del old[stage][field]
+    config = config_from_dict(old, Config())
+    assert config.matmul_precision == "highest"
+    assert config.imagination.save_every == 20
+    stage = config.dynamics_training
+    assert (stage.workers, stage.accumulate, stage.save_every) == (0, 1, 500)
 
 
 def test_every_option_has_a_help_text_of_its_own(capsys):
