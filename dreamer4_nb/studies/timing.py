@@ -194,7 +194,7 @@ def first_calls(
     for name, work in works.items():
         try:
             _, seconds[name] = work.time_calls(0)
-        except (ImportError, RuntimeError) as error:
+        except (ImportError, RuntimeError, RunError) as error:
             skipped[name] = " ".join(str(error).split())[:200]
     return seconds, skipped
 
