@@ -13,12 +13,16 @@ from einops import rearrange
 
 from dreamer4_nb.models.transformer import (
     Layer,
+    RotaryTable,
     SpaceAttention,
     TimeAttention,
     TimeCache,
     Transformer,
     merge_heads_of_space,
-    window_mask,
+    paired_block_mask,
+    paired_mask,
+    rotate,
+    uses_flex,
 )
 
 # %% ../../nbs/models/09_fast_transformer.ipynb #2e12d11e
@@ -62,17 +66,19 @@ class FastTimeAttention(TimeAttention):
         layer: int = 0,  # which buffer of the cache is ours
         paired: int = 0,  # the last so many sequences see the past of the first ones
         last_sequences: int | None = None,  # compute the last so many of them; None: all
+        rotary: RotaryTable | None = None,  # of the T steps; None: made here
     ) -> torch.Tensor:  # (last_sequences or B, T, S, C)
         "Attend along time; paired sequences to the past of the first ones."
         if not paired:
-            return super().forward(x, context, single, cache, layer)
-        B, _, S, _ = x.shape
+            return super().forward(x, context, single, cache, layer, rotary)
+        B, T, S, _ = x.shape
         first = 0 if last_sequences is None else B - last_sequences
         projected = self.project(x[first:], x)
         q, k, v = (rearrange(t, "b t s h d -> (s b) h t d") for t in projected)
-        q, k = self.rotate(q, k)
+        rotary = rotary or self.rotary_table(T, None, x.device)
+        q, k = rotate(q, rotary), rotate(k, rotary)
         o = self.attend_paired(q, k, v, S, paired, context)
-        if single is not None and (torch.compiler.is_compiling() or single.any()):
+        if single is not None:
             own = rearrange(v, "(s b) h t d -> s b h t d", s=S)[:, first:].flatten(0, 1)
             o = self.without_past(o, own, single[first:])
         return self.out(rearrange(o, "(s b) h t d -> b t s (h d)", s=S))
@@ -89,8 +95,8 @@ class FastTimeAttention(TimeAttention):
         "Each step of a paired sequence sees the other version's earlier steps and itself."
         q, k, v = (rearrange(t, "(s b) h t d -> s b h t d", s=S) for t in (q, k, v))
         T = q.shape[-2]
-        itself = torch.eye(T, dtype=torch.bool, device=q.device)
-        mask = torch.cat([window_mask(T, context, q.device) & ~itself, itself], 1)
+        make_mask = paired_block_mask if uses_flex(q.device, self.head_dim) else paired_mask
+        mask = make_mask(T, context, q.device)
         keys = torch.cat([k[:, :paired], k[:, -paired:]], -2)
         values = torch.cat([v[:, :paired], v[:, -paired:]], -2)
         noisy = self.attend(
@@ -172,9 +178,10 @@ class FastTransformer(Transformer):
     ) -> torch.Tensor:  # (B, T, final_tokens or last_tokens or S, C)
         "Run all layers for the tokens that are read."
         groups = groups or (x.shape[2],)
-        x = self.run_up_to_last(x, groups, single, cache, last_tokens)
+        rotary = self.rotary_table(x, cache)
+        x = self.run_up_to_last(x, groups, single, cache, rotary, last_tokens)
         i = len(self.layers) - 1
-        inputs = self.layer_inputs(i, groups, single, cache)
+        inputs = self.layer_inputs(i, groups, single, cache, rotary)
         x = self.run_layer(i, x, last_tokens=final_tokens or last_tokens, **inputs)
         if commit:
             self.commit_steps(cache, x.shape[1])
@@ -201,15 +208,16 @@ class FastTransformer(Transformer):
                 "Hint: use factorised layers"
             )
         groups = groups or (x.shape[2],)
-        x = self.run_up_to_last(x, groups, single, None, last_tokens, paired)
+        rotary = self.rotary_table(x, None)
+        x = self.run_up_to_last(x, groups, single, None, rotary, last_tokens, paired)
         i = len(self.layers) - 1
         others = None
         if final_tokens:
             single_others = None if single is None else single[:-paired]
-            inputs = self.layer_inputs(i, groups, single_others, None)
+            inputs = self.layer_inputs(i, groups, single_others, None, rotary)
             others = self.run_layer(i, x[:-paired], last_tokens=final_tokens, **inputs)
             others = self.norm(others)
-        inputs = self.layer_inputs(i, groups, single, None, paired)
+        inputs = self.layer_inputs(i, groups, single, None, rotary, paired)
         noisy = self.run_layer(i, x, last_tokens=last_tokens, last_sequences=paired, **inputs)
         return self.norm(noisy), others
 
@@ -219,6 +227,7 @@ class FastTransformer(Transformer):
         groups: tuple[int, ...],  # sizes of the token groups, adding up to S
         single: torch.Tensor | None,  # (B,) bool: separate images
         cache: TimeCache | None,  # continue from its past
+        rotary: RotaryTable | None,  # from `rotary_table`
         last_tokens: int | None,  # tokens of each step needed later; None: all
         paired: int = 0,  # the last so many sequences see the past of others
     ) -> torch.Tensor:
@@ -226,7 +235,7 @@ class FastTransformer(Transformer):
         mixing = [i for i, layer in enumerate(self.layers) if layer.kind != "t"]
         for i in range(len(self.layers) - 1):
             cut = last_tokens if mixing and i == mixing[-1] else None
-            inputs = self.layer_inputs(i, groups, single, cache, paired)
+            inputs = self.layer_inputs(i, groups, single, cache, rotary, paired)
             x = self.run_layer(i, x, last_tokens=cut, **inputs)
         return x
 
@@ -236,10 +245,11 @@ class FastTransformer(Transformer):
         groups: tuple[int, ...],  # sizes of the token groups of a step
         single: torch.Tensor | None,  # (B,) bool: separate images
         cache: TimeCache | None,  # continue from its past
+        rotary: RotaryTable | None,  # from `rotary_table`
         paired: int = 0,  # the last so many sequences see the past of others
     ) -> dict:  # by argument
         "What layer `i` needs beside the tokens."
-        inputs = super().layer_inputs(i, groups, single, cache)
+        inputs = super().layer_inputs(i, groups, single, cache, rotary)
         if paired and self.layers[i].kind == "t":
             inputs["paired"] = paired
         return inputs
