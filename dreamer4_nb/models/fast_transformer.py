@@ -21,6 +21,7 @@ from dreamer4_nb.models.transformer import (
     merge_heads_of_space,
     paired_block_mask,
     paired_mask,
+    rotary_of_steps,
     rotate,
     uses_flex,
 )
@@ -64,9 +65,9 @@ class FastTimeAttention(TimeAttention):
         single: torch.Tensor | None = None,  # (B,) bool: separate images, no look back
         cache: TimeCache | None = None,  # continue from its past; not for paired sequences
         layer: int = 0,  # which buffer of the cache is ours
+        rotary: RotaryTable | None = None,  # of the T steps; None: made here
         paired: int = 0,  # the last so many sequences see the past of the first ones
         last_sequences: int | None = None,  # compute the last so many of them; None: all
-        rotary: RotaryTable | None = None,  # of the T steps; None: made here
     ) -> torch.Tensor:  # (last_sequences or B, T, S, C)
         "Attend along time; paired sequences to the past of the first ones."
         if not paired:
@@ -75,7 +76,7 @@ class FastTimeAttention(TimeAttention):
         first = 0 if last_sequences is None else B - last_sequences
         projected = self.project(x[first:], x)
         q, k, v = (rearrange(t, "b t s h d -> (s b) h t d") for t in projected)
-        rotary = rotary or self.rotary_table(T, None, x.device)
+        rotary = rotary or rotary_of_steps(T, self.head_dim, device=x.device)
         q, k = rotate(q, rotary), rotate(k, rotary)
         o = self.attend_paired(q, k, v, S, paired, context)
         if single is not None:

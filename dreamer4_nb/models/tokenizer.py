@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['patchify', 'unpatchify', 'token_grid', 'Tokenizer', 'sample_mask', 'gradient_distance', 'perceptual_distance',
-           'tokenizer_loss', 'psnr']
+           'TokenizerLoss', 'tokenizer_loss', 'frames_of', 'psnr']
 
 # %% ../../nbs/models/02_tokenizer.ipynb #6d4e2872
 import math
@@ -218,16 +218,20 @@ def sample_mask(
     num_patches: int,  # patches of a frame
     max_mask: float,  # upper end of the fraction that is hidden
     fraction: float = 1.0,  # fraction of images that are masked at all
-    generator: torch.Generator | None = None,  # of the masks
+    generator: torch.Generator | None = None,  # of the masks, on the device
     device: torch.device | str | None = None,  # where the mask lives
 ) -> torch.Tensor:  # bool (*shape, num_patches), True is hidden
     """Hide each patch of an image with that image's own probability (paper 3.1).
 
     The probability is drawn from U(0, max_mask).
     """
-    p = torch.rand(*shape, 1, generator=generator) * max_mask
-    p = p * (torch.rand(*shape, 1, generator=generator) < fraction)
-    return (torch.rand(*shape, num_patches, generator=generator) < p).to(device)
+
+    def uniform(n):
+        return torch.rand(*shape, n, generator=generator, device=device)
+
+    p = uniform(1) * max_mask
+    p = p * (uniform(1) < fraction)
+    return uniform(num_patches) < p
 
 # %% ../../nbs/models/02_tokenizer.ipynb #de1ea1b4
 def gradient_distance(
@@ -280,33 +284,69 @@ def perceptual_distance(
     return lpips_distance
 
 # %% ../../nbs/models/02_tokenizer.ipynb #32253aa0
-def tokenizer_loss(
-    config: TokenizerConfig,  # its masking and its perceptual distance
-) -> Callable:  # loss(model, batch, generator) -> terms: mse, perceptual (scalars); metrics
-    "Loss function of equation 5 for the training loop."
-    has_distance = config.perceptual != "none" and config.perceptual_weight
-    distance = perceptual_distance(config.perceptual) if has_distance else None
+class TokenizerLoss:
+    """Equation 5 as a loss of the training loop: terms mse and perceptual, metric psnr.
 
-    def loss(model: Tokenizer, batch: Batch, generator: torch.Generator | None) -> dict:
-        if batch.frames is None:
-            raise ValueError("batch: it has no frames. Hint: read the field 'frames'")
-        frames = batch.frames.float() / 255
-        mask = sample_mask(
+    `draw` draws the masks; the call itself computes with them, draws nothing and asks the
+    device nothing. It also takes a generator instead, and draws for itself.
+    """
+
+    def __init__(
+        self,
+        config: TokenizerConfig,  # its masking and its perceptual distance
+    ):
+        self.config = config
+        has_distance = config.perceptual != "none" and config.perceptual_weight
+        self.distance = perceptual_distance(config.perceptual) if has_distance else None
+
+    def draw(
+        self,
+        model: Tokenizer,  # in training
+        batch: Batch,  # with frames
+        generator: torch.Generator | None = None,  # of the masks
+    ) -> torch.Tensor:  # bool (B, T, num_patches), True hides a patch
+        "Which patches are hidden in this step."
+        frames = frames_of(batch)
+        return sample_mask(
             frames.shape[:2],
             model.num_patches,
-            config.max_mask,
-            config.mask_fraction,
+            self.config.max_mask,
+            self.config.mask_fraction,
             generator,
             frames.device,
         )
+
+    def __call__(
+        self,
+        model: Tokenizer,  # in training
+        batch: Batch,  # with frames
+        drawn: torch.Tensor | torch.Generator | None = None,  # masks, or what draws them
+    ) -> dict:  # mse, perceptual (scalars); metrics
+        "Squared error and perceptual distance of what the model makes of masked frames."
+        mask = drawn if isinstance(drawn, torch.Tensor) else self.draw(model, batch, drawn)
+        frames = frames_of(batch).float() / 255
         out = model(frames, mask, batch.single)
         mse = F.mse_loss(out, frames)
         terms = dict(mse=mse, metrics=dict(psnr=-10 * mse.detach().log10()))
-        if distance:
-            terms["perceptual"] = distance(out.flatten(0, 1), frames.flatten(0, 1))
+        if self.distance:
+            terms["perceptual"] = self.distance(out.flatten(0, 1), frames.flatten(0, 1))
         return terms
 
-    return loss
+
+def tokenizer_loss(
+    config: TokenizerConfig,  # its masking and its perceptual distance
+) -> TokenizerLoss:  # (model, batch, generator or masks) -> terms
+    "Loss function of equation 5 for the training loop."
+    return TokenizerLoss(config)
+
+
+def frames_of(
+    batch: Batch,  # read with frames
+) -> torch.Tensor:  # uint8 (B, T, C, H, W)
+    "The frames of a batch. Raises ValueError where it has none."
+    if batch.frames is None:
+        raise ValueError("batch: it has no frames. Hint: read the field 'frames'")
+    return batch.frames
 
 # %% ../../nbs/models/02_tokenizer.ipynb #5e46f52a
 def psnr(

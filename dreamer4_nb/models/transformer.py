@@ -6,8 +6,9 @@
 __all__ = ['RotaryTable', 'LOCAL_GAIN', 'SwiGLU', 'rotary_table', 'rotate', 'apply_rope', 'uses_flex', 'soft_cap_mod',
            'compiled_flex', 'attend_flex', 'attend', 'attend_capped', 'Attention', 'group_ids', 'group_mask',
            'SpaceAttention', 'merge_heads_of_space', 'in_window', 'window_mask', 'paired_mask', 'window_block_mask',
-           'paired_block_mask', 'TimeCache', 'TimeAttention', 'dense_mask', 'DenseAttention', 'by_token', 'layer_kinds',
-           'Layer', 'Transformer', 'enable_gradient_checkpointing', 'use_attention', 'grid_positions']
+           'paired_block_mask', 'TimeCache', 'rotary_of_steps', 'TimeAttention', 'dense_mask', 'DenseAttention',
+           'by_token', 'layer_kinds', 'Layer', 'Transformer', 'enable_gradient_checkpointing', 'use_attention',
+           'grid_positions']
 
 # %% ../../nbs/models/01_transformer.ipynb #8b0a672d
 import math
@@ -81,7 +82,7 @@ def apply_rope(
     "Rotary position embedding over the second-last dimension (RoPE)."
     return rotate(x, rotary_table(positions, x.shape[-1], base))
 
-# %% ../../nbs/models/01_transformer.ipynb #8bf33203
+# %% ../../nbs/models/01_transformer.ipynb #ecc420de
 def uses_flex(
     device: torch.device | str,  # where attention is computed
     head_dim: int,  # channels of a head
@@ -224,16 +225,6 @@ class Attention(nn.Module):
         self.q.weight.data.copy_(keys)
         self.q_norm.weight.data *= LOCAL_GAIN
 
-    def rotary_table(
-        self,
-        T: int,  # steps
-        cache: "TimeCache | None" = None,  # that they continue
-        device: torch.device | str | None = None,  # where the result lives
-    ) -> RotaryTable:
-        "The rotary table of the next steps."
-        steps = torch.arange(T, device=device) if cache is None else cache.times(T, device)
-        return rotary_table(steps, self.head_dim)
-
     def project(
         self,
         query_tokens: torch.Tensor,  # tokens that look (..., width)
@@ -320,7 +311,7 @@ def paired_mask(
     itself = torch.eye(T, dtype=torch.bool, device=device)
     return torch.cat([window_mask(T, context, device) & ~itself, itself], 1)
 
-# %% ../../nbs/models/01_transformer.ipynb #0c188824
+# %% ../../nbs/models/01_transformer.ipynb #d28db565
 @lru_cache(maxsize=64)
 def window_block_mask(
     T: int,  # steps
@@ -442,6 +433,17 @@ class TimeCache:
         if T != 1 and self.steps:
             raise ValueError(f"a filled cache takes one step at a time, got {T}")
 
+
+def rotary_of_steps(
+    T: int,  # steps
+    head_dim: int,  # channels of a head
+    cache: TimeCache | None = None,  # that they continue
+    device: torch.device | str | None = None,  # where the result lives
+) -> RotaryTable:
+    "The rotary table of the next steps."
+    steps = torch.arange(T, device=device) if cache is None else cache.times(T, device)
+    return rotary_table(steps, head_dim)
+
 # %% ../../nbs/models/01_transformer.ipynb #dcfc275d
 class TimeAttention(Attention):
     "Causal attention of each token position along time."
@@ -457,7 +459,7 @@ class TimeAttention(Attention):
     ) -> torch.Tensor:  # (B, T, S, C)
         "Attend along time, to the steps of this call or to those of the cache."
         q, k, v = (rearrange(t, "b t s h d -> (s b) h t d") for t in self.project(x, x))
-        rotary = rotary or self.rotary_table(x.shape[1], cache, x.device)
+        rotary = rotary or rotary_of_steps(x.shape[1], self.head_dim, cache, x.device)
         q, k = rotate(q, rotary), rotate(k, rotary)
         if cache is not None and (x.shape[1] == 1 or cache.steps):
             o = self.attend_to_cache(q, k, v, cache, layer)
@@ -547,7 +549,7 @@ class DenseAttention(Attention):
         "Attend to all tokens of the last steps, in this call and in the cache."
         B, T, S, _ = x.shape
         q, k, v = (rearrange(t, "b t s h d -> b h (t s) d") for t in self.project(x, x))
-        rotary = rotary or self.rotary_table(T, cache, x.device)
+        rotary = rotary or rotary_of_steps(T, self.head_dim, cache, x.device)
         by_step = rotary[0].repeat_interleave(S, 0), rotary[1].repeat_interleave(S, 0)
         q, k = rotate(q, by_step), rotate(k, by_step)
         steps = torch.arange(T, device=x.device)
@@ -660,6 +662,7 @@ class Transformer(nn.Module):
             kinds = "d" * depth if attention == "dense" else layer_kinds(depth, time_every)
         self.kinds = kinds
         self.context = context
+        self.head_dim = width // num_heads
         self.gradient_checkpointing = False  # see `enable_gradient_checkpointing`
         self.layers = nn.ModuleList(
             layer_class(kind, width, num_heads, num_kv_heads, mlp_ratio, soft_cap, local_start)
@@ -699,10 +702,9 @@ class Transformer(nn.Module):
         cache: TimeCache | None,  # continue from its past
     ) -> RotaryTable | None:  # None: no layer looks at other steps
         "The rotary table of the steps, one for all layers."
-        for layer in self.layers:
-            if layer.kind != "s":
-                return layer.attention.rotary_table(x.shape[1], cache, x.device)
-        return None
+        if not self.kinds.strip("s"):
+            return None
+        return rotary_of_steps(x.shape[1], self.head_dim, cache, x.device)
 
     def layer_inputs(
         self,
