@@ -1,6 +1,8 @@
 "BC policies, intrinsic rewards and the actor on toys that can be checked by hand"
 
 import itertools
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +13,11 @@ from dreamer4_nb.data.windows import make_batch
 from dreamer4_nb.models.agent import Agent
 from dreamer4_nb.models.dynamics import Dynamics
 from dreamer4_nb.models.tokenizer import Tokenizer
+from dreamer4_nb.policy import cloning
 from dreamer4_nb.policy.actor import Actor
 from dreamer4_nb.policy.cloning import bc_features, fit_bc_policy
 from dreamer4_nb.policy.intrinsic import IntrinsicReward, fit_intrinsic_reward
+from dreamer4_nb.training import fit
 
 CODEC = ActionCodec(ActionSpace.flat(["left", "right", "do"]))
 
@@ -146,3 +150,50 @@ def test_actor_forgets(tokenizer, agent):
     actor.reset()
     generator.manual_seed(0)
     assert torch.equal(actor.act(frames), first)
+
+
+def test_an_interrupted_bc_policy_is_the_same(agent, tmp_path, monkeypatch):
+    "It is stopped between two checkpoints and goes on from the first"
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(640, 32, generator=generator)
+    actions = torch.randint(0, 3, (640, 1), generator=generator)
+    path = tmp_path / "bc.fit.safetensors"
+
+    def fit_it(checkpoint=None):
+        head = fit_bc_policy(
+            agent, features, actions, epochs=50, batch_size=128, checkpoint=checkpoint
+        )
+        return head.state_dict()
+
+    whole = fit_it()
+    calls = itertools.count()
+    distribution = agent.action_distribution
+
+    def interrupted(*args, **keywords):
+        if next(calls) == 230:
+            raise KeyboardInterrupt
+        return distribution(*args, **keywords)
+
+    monkeypatch.setattr(agent, "action_distribution", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit_it(path)
+    assert path.exists()
+    resumed = fit_it(path)
+    assert next(calls) < 230 + 1 + 50 + 1  # it has not begun anew
+    assert not path.exists()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_checkpoint_of_another_fit_is_not_used(agent, tmp_path, monkeypatch):
+    features = torch.randn(64, 32)
+    actions = torch.randint(0, 3, (64, 1))
+    path = tmp_path / "bc.fit.safetensors"
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        patch.setattr(fit, "fit_head", partial(fit.fit_head, save_every=1))
+        patch.setattr(cloning, "fit_head", fit.fit_head)
+        fit_bc_policy(agent, features, actions, 2.0, 32, checkpoint=path)
+    assert path.exists()
+    resumed = fit_bc_policy(agent, features, actions, 3.0, 32, checkpoint=path).state_dict()
+    whole = fit_bc_policy(agent, features, actions, 3.0, 32).state_dict()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)

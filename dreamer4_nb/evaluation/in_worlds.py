@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['FIRST_SEED', 'ActFunction', 'EVALUATION_VERSION', 'PlayerFactory', 'world_seeds', 'landscape', 'check_fresh',
            'play_worlds', 'random_player', 'scripted_player', 'random_returns', 'scripted_returns', 'fingerprint',
-           'EvaluationCache', 'evaluation_seed', 'evaluate_policies', 'expert_copy']
+           'EvaluationCache', 'evaluation_seed', 'Cell', 'known_cells', 'share_cells', 'evaluate_policies',
+           'expert_copy']
 
 # %% ../../nbs/evaluation/02_in_worlds.ipynb #1c07d536
 import hashlib
@@ -13,7 +14,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +26,13 @@ from ..files import read_json, write_json
 from ..models.agent import Agent
 from ..models.tokenizer import Tokenizer
 from ..policy.actor import Actor
+from dreamer4_nb.training.distributed import (
+    is_main,
+    make_generator,
+    num_processes,
+    rank,
+    wait_for_everyone,
+)
 from ..worlds.players import expert
 from ..worlds.tasks import TASKS
 from ..worlds.vector import VectorWorlds
@@ -300,6 +308,36 @@ def _belongs_to(result, key):
         return False
     return all(result.get(name) == value for name, value in key.items())
 
+# %% ../../nbs/evaluation/02_in_worlds.ipynb #aec34f6e
+class Cell(NamedTuple):
+    "One evaluation of a comparison"
+
+    policy: str  # its name
+    temperature: float | None  # None for a player that has none
+    worlds: str  # 'validation' or 'test'
+
+
+def known_cells(
+    names: Sequence[str],  # of the learned policies
+    temperatures: Sequence[float],  # to choose from
+) -> list[Cell]:
+    "What has to be played whichever temperatures are chosen"
+    cells = []
+    for name in names:
+        cells += [Cell(name, float(t), "validation") for t in temperatures]
+        cells += [Cell(name, 1.0, "test"), Cell(name, 0.0, "test")]
+    return cells + [Cell("random", None, "test"), Cell("scripted", None, "test")]
+
+
+def share_cells(
+    cells: Sequence[Cell],  # the same in all processes
+    evaluate: Callable[[Cell], dict[str, Any]],  # plays a cell, or finds it played
+) -> dict[Cell, dict[str, Any]]:  # the results of all cells
+    "Play every n-th cell, where n processes share them, then find those of the others"
+    results = {cell: evaluate(cell) for cell in cells[rank() :: num_processes()]}
+    wait_for_everyone()
+    return {cell: results[cell] if cell in results else evaluate(cell) for cell in cells}
+
 # %% ../../nbs/evaluation/02_in_worlds.ipynb #53b8cba1
 def evaluate_policies(
     tokenizer: Tokenizer,  # of the agent's latents
@@ -316,19 +354,23 @@ def evaluate_policies(
     config = config or EvaluationConfig()
     _check_names(policies)
     counts = dict(validation=config.validation_worlds, test=config.test_worlds)
-    # two players without training; three modes on the test worlds, of which one was chosen
-    num_evaluations = 2 + len(policies) * (len(config.temperatures) + 3)
-    total = TASKS[task].steps * num_evaluations
-    with tqdm(desc="evaluate", unit="step", total=total, disable=not progress) as bar:
+    known = known_cells(list(policies), config.temperatures)
+    total = TASKS[task].steps * (len(known) + len(policies))
+    quiet = not (progress and is_main())
+    with tqdm(desc="evaluate", unit="step", total=total, disable=quiet) as bar:
         cache = EvaluationCache(task, view, counts, seed, cache_dir, bar.update)
-        results = _evaluate_untrained(cache, task)
-        for name, head in policies.items():
-            bar.set_postfix_str(name)
-            learned = _LearnedPolicy(cache, name, tokenizer, agent, head)
-            results |= _evaluate_modes(learned, config.temperatures)
+        players = _Players(cache, tokenizer, agent, policies)
+        played = share_cells(known, players.evaluate)
+        means = _validation_means(played)
+        best = {name: max(means[name], key=means[name].__getitem__) for name in policies}
+        chosen = [Cell(name, best[name], "test") for name in policies]
+        played |= share_cells(chosen, players.evaluate)
     fields = ["returns", "temperature", "validation"]
     if TASKS[task].once:
         fields.append("achievements")
+    results = {name: played[Cell(name, None, "test")] for name in ("random", "scripted")}
+    for name in policies:
+        results |= _modes(name, played, best[name], means[name])
     return {name: _select(result, fields) for name, result in results.items()}
 
 # %% ../../nbs/evaluation/02_in_worlds.ipynb #df17f1b1
@@ -347,51 +389,54 @@ def _select(result, fields):
     return {field: result[field] for field in fields if field in result}
 
 
-def _evaluate_untrained(cache, task):
-    def make_scripted(seed):
-        return scripted_player(task)
+class _Players:
+    "The players of all cells, with and without training."
 
-    return {
-        "random": cache.evaluate("random", None, "test", random_player),
-        "scripted": cache.evaluate("scripted", None, "test", make_scripted),
-    }
-
-
-class _LearnedPolicy:
-    "A policy that can be evaluated at any temperature."
-
-    def __init__(self, cache, name, tokenizer, agent, head):
+    def __init__(self, cache, tokenizer, agent, heads):
         self.cache = cache
-        self.name = name
         self.tokenizer = tokenizer
         self.agent = agent
-        self.head = head
-        self.weights = fingerprint(tokenizer, agent.dynamics, head or agent.policy)
+        self.heads = heads
+        self.weights = {}
+        for name, head in heads.items():
+            trained = (tokenizer, agent.dynamics, head or agent.policy)
+            self.weights[name] = fingerprint(*trained)
 
-    def evaluate(self, temperature, worlds):
-        def make_player(seed):
-            generator = torch.Generator().manual_seed(seed)
-            return Actor(
-                self.tokenizer, self.agent, self.head, temperature, generator=generator
-            )
-
+    def evaluate(self, cell):
         return self.cache.evaluate(
-            self.name, float(temperature), worlds, make_player, self.weights
+            *cell, partial(self._make_player, cell), self.weights.get(cell.policy)
+        )
+
+    def _make_player(self, cell, seed):
+        if cell.policy == "random":
+            return random_player(seed)
+        if cell.policy == "scripted":
+            return scripted_player(self.cache.task)
+        generator = make_generator(self.agent.dynamics.pos.device, seed)
+        head = self.heads[cell.policy]
+        return Actor(
+            self.tokenizer, self.agent, head, cell.temperature, generator=generator
         )
 
 
-def _evaluate_modes(policy, temperatures):
-    "Choose the temperature on the validation worlds; play the three modes on the others."
+def _validation_means(played):
+    "Mean return of each policy at each temperature, in the validation worlds."
     means = {}
-    for temperature in temperatures:
-        result = policy.evaluate(temperature, "validation")
-        means[temperature] = float(np.mean(result["returns"]))
-    best = max(means, key=means.get)
+    for cell, result in played.items():
+        if cell.worlds == "validation":
+            mean = float(np.mean(result["returns"]))
+            means.setdefault(cell.policy, {})[cell.temperature] = mean
+    return means
+
+
+def _modes(name, played, best, means):
+    "The three modes of a policy in the test worlds."
     validation = {f"{temperature:g}": mean for temperature, mean in means.items()}
+    tempered = played[Cell(name, best, "test")] | {"validation": validation}
     return {
-        policy.name: policy.evaluate(1.0, "test"),
-        f"{policy.name}_argmax": policy.evaluate(0.0, "test"),
-        f"{policy.name}_tempered": policy.evaluate(best, "test") | {"validation": validation},
+        name: played[Cell(name, 1.0, "test")],
+        f"{name}_argmax": played[Cell(name, 0.0, "test")],
+        f"{name}_tempered": tempered,
     }
 
 # %% ../../nbs/evaluation/02_in_worlds.ipynb #3ea17e30

@@ -7,6 +7,7 @@ __all__ = ['bc_features', 'fit_bc_policy']
 
 # %% ../../nbs/policy/05_cloning.ipynb #4f4496aa
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -55,6 +56,7 @@ def fit_bc_policy(
     lr: float = 1e-3,  # peak learning rate
     weight_decay: float = 0.05,  # decoupled
     seed: int = 0,  # of the new head and of the order
+    checkpoint: Path | str | None = None,  # see `fit_head`; None: keep nothing
 ) -> MLPHead:
     "Fit a policy head from scratch by behaviour cloning on frozen features."
     head = agent.new_head(agent.codec.num_logits, seed).to(features.device)
@@ -71,5 +73,6 @@ def fit_bc_policy(
         lr=lr,
         weight_decay=weight_decay,
         schedule=warmup_and_decay,
+        checkpoint=checkpoint,
     )
     return head

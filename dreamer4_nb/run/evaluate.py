@@ -28,8 +28,8 @@ from ..models.agent import Agent
 from ..models.dynamics import generate
 from ..models.tokenizer import Tokenizer
 from ..policy.actor import Actor
-from .folder import POLICIES, RunError, RunFolder
-from .launch import in_parallel
+from .folder import POLICIES, RunError, RunFolder, from_main
+from ..training.distributed import is_main, make_generator, wait_for_everyone
 
 # %% ../../nbs/run/05_evaluate.ipynb #9df95ff3
 def play_policies(
@@ -41,30 +41,21 @@ def play_policies(
     "Play random, scripted and all learned policies in the true worlds"
     data = run.config.data
     agent = run.trained("agent")
-    names = list(POLICIES)
-    temperatures = run.config.evaluation.temperatures
-    if run.rank % 2 == 1:  # a helper meets the first process in the middle
-        names.reverse()
-        temperatures = temperatures[::-1]
-    heads: dict[str, Any] = {name: run.policy(name, agent) for name in names}
-    config = EvaluationConfig(
-        validation_worlds=validation_worlds,
-        test_worlds=test_worlds,
-        temperatures=temperatures,
+    heads: dict[str, Any] = {name: run.policy(name, agent) for name in POLICIES}
+    config = replace(
+        run.config.evaluation, validation_worlds=validation_worlds, test_worlds=test_worlds
     )
-    arguments = (folder, validation_worlds, test_worlds)
-    with in_parallel(run, "play", *arguments, wait=False):
-        return evaluate_policies(
-            run.trained("tokenizer"),
-            agent,
-            heads,
-            data.task,
-            data.view,
-            config,
-            run.seed,
-            run.out / folder,
-            run.progress,
-        )
+    return evaluate_policies(
+        run.trained("tokenizer"),
+        agent,
+        heads,
+        data.task,
+        data.view,
+        config,
+        run.seed,
+        run.out / folder,
+        run.progress,
+    )
 
 # %% ../../nbs/run/05_evaluate.ipynb #2f05a007
 def _pixels(frames: torch.Tensor) -> np.ndarray:  # in [0, 1] -> uint8
@@ -74,14 +65,15 @@ def _pixels(frames: torch.Tensor) -> np.ndarray:  # in [0, 1] -> uint8
 def reconstructed_frames(
     tokenizer: Tokenizer,  # on the device of the frames
     frames: torch.Tensor,  # (N, 1, C, H, W) uint8
-    generator: torch.Generator,  # of the mask
+    generator: torch.Generator,  # of the mask, on the same device
 ) -> dict[str, np.ndarray]:  # (N, C, H, W) uint8: truth, reconstruction, masked
     "Frames, their reconstructions, and those with half of the patches masked"
-    masked = torch.rand(*frames.shape[:2], tokenizer.num_patches, generator=generator) < 0.5
+    shape = (*frames.shape[:2], tokenizer.num_patches)
+    masked = torch.rand(shape, generator=generator, device=frames.device) < 0.5
     return {
         "truth": frames[:, 0].cpu().numpy(),
         "reconstruction": _pixels(tokenizer(frames)[:, 0]),
-        "masked": _pixels(tokenizer(frames, masked.to(frames.device))[:, 0]),
+        "masked": _pixels(tokenizer(frames, masked)[:, 0]),
     }
 
 
@@ -102,7 +94,7 @@ def rollout_frames(
             agent.dynamics,
             batch.latents[:, :context],
             actions,
-            generator=torch.Generator().manual_seed(seed),
+            generator=make_generator(batch.latents.device, seed),
         )
         films[f"rollout_{name}_actions"] = _pixels(tokenizer.decode(latents))
     return films
@@ -134,7 +126,7 @@ def save_pictures(
     "Save what the report shows as evaluation/pictures.npz"
     tokenizer = run.trained("tokenizer")
     agent = run.trained("agent")
-    generator = torch.Generator().manual_seed(run.seed)
+    generator = make_generator(run.device, run.seed)
     windows = SequenceSampler(
         run.data()[1],
         max(frames, rollouts),
@@ -205,8 +197,9 @@ def evaluate_run(
         policies = play_policies(
             run, "evaluation", config.validation_worlds, config.test_worlds
         )
-        measures = _measures(run, config, policies)
-        save_pictures(run)
+        if run.rank == run.processes - 1:  # while the main process measures
+            save_pictures(run)
+        measures = from_main(lambda: _measures(run, config, policies))
         note["worlds"] = {
             "validation": config.validation_worlds,
             "test": config.test_worlds,
@@ -216,5 +209,7 @@ def evaluate_run(
     results["worlds"] = note["worlds"]
     if "achievements" in policies["random"]:
         results["ladder"] = achievement_rates_by_policy(policies)
-    write_json(run.out / "results.json", results)
+    if is_main():
+        write_json(run.out / "results.json", results)
+    wait_for_everyone()
     return results
