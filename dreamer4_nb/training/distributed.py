@@ -59,7 +59,7 @@ def own_device(
         )
     return torch.device("cuda", number)
 
-# %% ../../nbs/training/04_distributed.ipynb #5fa30467
+# %% ../../nbs/training/04_distributed.ipynb #2d94ab1e
 DEVICE_TIMEOUT = timedelta(minutes=30)  # of a collective operation in training
 
 
@@ -178,7 +178,7 @@ class Average(NamedTuple):
     "A weighted average that is not divided yet, so that parts of it add up."
 
     total: torch.Tensor  # scalar: values times weights, added up
-    count: torch.Tensor  # scalar: the weights, added up
+    count: torch.Tensor  # type: ignore[assignment]  # scalar: the weights, added up
 
     @property
     def mean(self) -> torch.Tensor:  # scalar; 0 where nothing counts
@@ -281,7 +281,7 @@ def step_seed(
     state = np.random.SeedSequence([seed, rank, step]).generate_state(1, np.uint64)
     return int(state[0] >> 1)
 
-# %% ../../nbs/training/04_distributed.ipynb #5a2ccd00
+# %% ../../nbs/training/04_distributed.ipynb #18925f53
 def is_fsdp_wanted() -> bool:
     "Whether Accelerate is configured to slice models (FSDP)."
     return parse_flag_from_env("ACCELERATE_USE_FSDP")
