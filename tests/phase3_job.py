@@ -1,5 +1,6 @@
 """Updates of phase 3 on this process's part of the same dreams:
-python phase3_job.py OUT, a JSON file of metrics and parameter sums"""
+python phase3_job.py OUT [STATE]. OUT is a JSON file of metrics and parameter sums; with STATE
+the updates go on from there, and the state after them is written beside OUT"""
 
 import json
 import os
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from dreamer4_nb.config import AgentConfig, DynamicsConfig, ImaginationConfig
 from dreamer4_nb.data.actions import ActionCodec, ActionSpace
@@ -37,19 +39,62 @@ def random_dreams(generator):
     )
 
 
-def main(out):
-    make_accelerator("cpu")
-    rank = int(os.environ.get("RANK", 0))
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    trainer = make_trainer()
+def update(trainer, rollout):
+    "Metrics of an update of both heads"
+    metrics = trainer.update_policy(rollout)
+    value_loss = trainer.update_value(rollout)
+    return {k: x.item() for k, x in dict(value_loss=value_loss, **metrics).items()}
+
+
+def parameter_sums(trainer):
+    return {
+        f"{name}{i}": p.abs().sum().item()
+        for name in ("policy", "value")
+        for i, p in enumerate(getattr(trainer, name).parameters())
+    }
+
+
+def first_updates(trainer, rank, processes):
+    "Six updates, each on this process's rows of other dreams, of which the last are kept"
     generator = torch.Generator().manual_seed(1)
     for _ in range(6):
         dreams = random_dreams(generator)
         own = Rollout(*(x[rank::processes] for x in dreams))
-        result = dict(value_loss=trainer.update_value(own)) | trainer.update_policy(own)
-    for name in ("policy", "value"):
-        for i, p in enumerate(getattr(trainer, name).parameters()):
-            result[f"{name}{i}"] = p.abs().sum().item()
+        metrics = update(trainer, own)
+    trainer.rollouts = [own]
+    return metrics | parameter_sums(trainer)
+
+
+def later_updates(trainer):
+    "Three updates on the dreams that were kept"
+    for _ in range(3):
+        metrics = update(trainer, trainer.rollouts[0])
+    return metrics | parameter_sums(trainer)
+
+
+def write_state(trainer, path):
+    state, tensors = trainer.state_dict(), trainer.state_tensors()
+    if int(os.environ.get("RANK", 0)) == 0:
+        save_file(tensors, path.with_suffix(".safetensors"))
+        path.with_suffix(".state").write_text(json.dumps(state))
+
+
+def read_state(trainer, path):
+    state = json.loads(path.with_suffix(".state").read_text())
+    trainer.load_state(state, load_file(path.with_suffix(".safetensors")))
+
+
+def main(out, state=None):
+    make_accelerator("cpu")
+    rank = int(os.environ.get("RANK", 0))
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    trainer = make_trainer()
+    if state is None:
+        result = first_updates(trainer, rank, processes)
+    else:
+        read_state(trainer, Path(state))
+        result = later_updates(trainer)
+        write_state(trainer, Path(out))
     result["noise"] = all_gather(torch.rand(1, generator=trainer.generator)).tolist()
     if rank == 0:
         Path(out).write_text(json.dumps(result))

@@ -8,8 +8,6 @@ from hypothesis import strategies as st
 from dreamer4_nb.models.heads import (
     MLPHead,
     TwoHot,
-    masked_mean,
-    masked_mean_over_processes,
     mtp_targets,
     symexp,
     symlog,
@@ -81,12 +79,17 @@ def test_mtp_targets_need_enough_steps(shift, need):
         mtp_targets(torch.zeros(1, need - 1), 4, 3, shift)
 
 
-@pytest.mark.parametrize("mean", [masked_mean, masked_mean_over_processes])
-def test_masked_mean(mean):
-    x = torch.tensor([1.0, 5.0, 7.0])
-    assert mean(x, torch.tensor([True, False, True])) == 4
-    assert mean(x, torch.zeros(3, dtype=torch.bool)) == 0
-    assert mean(x, torch.tensor([3.0, 1.0, 0.0])) == 2
+@given(st.lists(st.floats(-200.0, 200.0, width=32), min_size=1, max_size=5))
+def test_the_loss_is_a_cross_entropy_to_the_code(numbers):
+    code = TwoHot(41, 4.0)
+    x = torch.tensor(numbers)
+    logits = torch.randn(len(x), 41, generator=torch.Generator().manual_seed(0))
+    logits.requires_grad_()
+    loss = code.loss(logits, x)
+    expected = -(code.encode(x) * logits.log_softmax(-1)).sum(-1)
+    assert torch.equal(loss, expected)
+    gradients = [torch.autograd.grad(y.sum(), logits)[0] for y in (loss, expected)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_outputs_begin_at_zero_and_learn():

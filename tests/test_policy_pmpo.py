@@ -1,10 +1,26 @@
 "PMPO and phase 3: bandits with a known best action, averages, and what experiments vary"
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
+import phase3_job
 import pytest
 import torch
+from fake_device import (
+    DEVICE,
+    fake_device,
+    make_generator,
+    no_copies,
+    size,
+    to_fake_device,
+)
+from safetensors.torch import load, save
 from torch import nn
+from torch._subclasses import fake_impls
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dreamer4_nb.config import AgentConfig, DynamicsConfig, ImaginationConfig
 from dreamer4_nb.data.actions import ActionCodec, ActionSpace
@@ -12,6 +28,9 @@ from dreamer4_nb.data.windows import make_batch
 from dreamer4_nb.models.actions import action_distribution
 from dreamer4_nb.models.agent import Agent
 from dreamer4_nb.models.dynamics import Dynamics
+from dreamer4_nb.models.heads import MLPHead
+from dreamer4_nb.policy import pmpo
+from dreamer4_nb.policy.advantages import Monitor
 from dreamer4_nb.policy.pmpo import (
     ImaginationTrainer,
     ema_update,
@@ -22,6 +41,7 @@ from dreamer4_nb.policy.pmpo import (
     with_temperature,
 )
 from dreamer4_nb.policy.rollout import WorldModelRollouts, lambda_returns
+from dreamer4_nb.training import distributed
 
 CODEC = ActionCodec(ActionSpace.flat(["left", "right", "do"]))
 CONFIG = ImaginationConfig(
@@ -100,22 +120,30 @@ def test_an_empty_set_adds_nothing():
     assert metrics["positive"] == 1.0
 
 
-def test_parts_of_the_loss_add_up():
-    "Two processes, each with half of the steps, have parts of the loss of all steps."
+def test_parts_of_the_loss_average(monkeypatch):
+    """Two processes, each with half of the steps: both know the loss of all steps, and the
+    mean of their gradients is its gradient."""
     torch.manual_seed(0)
     log_prob, advantage, kl = torch.randn(3, 8)
+    log_prob.requires_grad_()
     whole, _ = pmpo_loss(log_prob, advantage, kl)
-    good = (advantage >= 0).sum()
-    sizes = torch.stack([good, 8 - good, torch.tensor(8)])
+    (gradient,) = torch.autograd.grad(whole, log_prob)
+    monkeypatch.setattr(distributed, "num_processes", lambda: 2)
+    halves = (slice(0, 3), slice(3, 8))
 
-    def total(x):  # the counts of both processes
-        return sizes if x.shape == (3,) else x
+    def losses():
+        return [pmpo_loss(log_prob[rows], advantage[rows], kl[rows])[0] for rows in halves]
 
-    halves = [
-        pmpo_loss(log_prob[rows], advantage[rows], kl[rows], reduce_sum=total)[0]
-        for rows in (slice(0, 4), slice(4, 8))
-    ]
-    torch.testing.assert_close(sum(halves), whole)
+    sums = []
+    monkeypatch.setattr(torch.distributed, "all_reduce", sums.append)
+    losses()
+    total = sum(sums)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda x: x.copy_(total))
+    gradients = []
+    for loss in losses():
+        torch.testing.assert_close(loss, whole)
+        gradients.append(torch.autograd.grad(loss, log_prob)[0])
+    torch.testing.assert_close(sum(gradients) / 2, gradient)
 
 
 def test_objective_of_a_configuration():
@@ -251,8 +279,8 @@ def test_return_fn(agent, batch):
 def test_objective(agent, batch):
     "An objective of one's own, which holds the policy to the likelihood of its actions."
 
-    def copy_actions(log_prob, advantage, kl, reduce_sum):
-        return -log_prob.mean(), dict(kl=reduce_sum(kl.detach()).mean())
+    def copy_actions(log_prob, advantage, kl):
+        return -log_prob.mean(), dict(kl=kl.mean())
 
     config = replace(CONFIG, value_warmup=0)
     trainer = ImaginationTrainer(agent, config, objective=copy_actions)
@@ -269,3 +297,209 @@ def test_callbacks(agent, batch):
     trainer.step(batch)
     trainer.step(batch)
     assert iterations == [1, 2]
+
+
+# ---- stopped and continued
+
+
+def batches(count):
+    "Other windows in each iteration"
+    g = torch.Generator().manual_seed(5)
+    for _ in range(count):
+        yield make_batch(
+            latents=torch.randn(8, 6, 4, 8, generator=g).tanh(),
+            actions=torch.randint(0, 3, (8, 7, 1), generator=g),
+            rewards=(torch.rand(8, 7, generator=g) < 0.3).float(),
+        )
+
+
+def saved(trainer):
+    "The state of a trainer as it comes back from files"
+    state = json.loads(json.dumps(trainer.state_dict()))
+    return state, load(save(trainer.state_tensors()))
+
+
+def monitored(agent, config, **more):
+    return ImaginationTrainer(agent, config, 3, callbacks=[Monitor(patience=2)], **more)
+
+
+def check_equal(continued, whole):
+    assert continued.history == whole.history
+    assert continued.iteration == whole.iteration
+    tensors, expected = continued.state_tensors(), whole.state_tensors()
+    assert tensors.keys() == expected.keys()
+    assert [k for k in expected if not torch.equal(tensors[k], expected[k])] == []
+    assert continued.state_dict() == whole.state_dict()
+
+
+@pytest.mark.parametrize("stop", [0, 1, 2, 3, 5])
+def test_a_phase_continues_bit_by_bit(agent, stop):
+    "In the warmup, at its end, after the first dream, later"
+    whole = monitored(agent, CONFIG)
+    stopped = monitored(agent, CONFIG)
+    continued = monitored(agent, CONFIG)
+    for iteration, batch in enumerate(batches(6)):
+        whole.step(batch)
+        if iteration < stop:
+            stopped.step(batch)
+        if iteration == stop:
+            continued.load_state(*saved(stopped))
+        if iteration >= stop:
+            continued.step(batch)
+    check_equal(continued, whole)
+    assert continued.callbacks[0].warnings() == whole.callbacks[0].warnings()
+    assert len(continued.callbacks[0].histograms) == 4
+
+
+def test_a_phase_with_intrinsic_rewards_continues(agent):
+    def surprise(latents, actions):
+        return latents[:, 1:].abs().mean((2, 3))
+
+    whole, stopped, continued = (
+        monitored(agent, replace(CONFIG, intrinsic_weight=0.5), intrinsic=surprise)
+        for _ in range(3)
+    )
+    first, *rest = batches(4)
+    for trainer in (whole, stopped):
+        trainer.step(first)
+    continued.load_state(*saved(stopped))
+    for batch in rest:
+        whole.step(batch)
+        continued.step(batch)
+    check_equal(continued, whole)
+    assert "intrinsic_reward" in whole.history[-1]
+
+
+def test_a_finished_phase_is_given_more_iterations(agent):
+    whole = monitored(agent, CONFIG)
+    finished = monitored(agent, replace(CONFIG, iterations=3))
+    *first, last = batches(4)
+    for batch in first:
+        whole.step(batch)
+        finished.step(batch)
+    more = monitored(agent, CONFIG)
+    more.load_state(*saved(finished))
+    whole.step(last)
+    more.step(last)
+    check_equal(more, whole)
+
+
+def test_a_saved_state_is_a_copy(agent, batch):
+    trainer = ImaginationTrainer(agent, CONFIG)
+    trainer.step(batch)
+    state, tensors = trainer.state_dict(), trainer.state_tensors()
+    before = json.dumps(state), {k: x.clone() for k, x in tensors.items()}
+    for _ in range(2):
+        trainer.step(batch)
+    assert json.dumps(state) == before[0]
+    assert all(torch.equal(x, before[1][k]) for k, x in tensors.items())
+
+
+def test_a_state_of_other_heads_is_refused(agent, batch):
+    trainer = ImaginationTrainer(agent, CONFIG)
+    trainer.step(batch)
+    state, tensors = saved(trainer)
+    tensors["value/outs.0.bias"] = torch.zeros(3)
+    with pytest.raises(
+        ValueError, match=r"value/outs.0.bias has shape \(255,\), found \(3,\)"
+    ):
+        ImaginationTrainer(agent, CONFIG).load_state(state, tensors)
+
+
+def test_a_phase_continues_on_another_number_of_processes(tmp_path):
+    "Six updates on one process, three on two, three on one: twelve on one"
+    whole = phase3_job.make_trainer()
+    first = phase3_job.make_trainer()
+    for trainer in (whole, first):
+        phase3_job.first_updates(trainer, 0, 1)
+    phase3_job.write_state(first, tmp_path / "one")
+    job = [Path(phase3_job.__file__), tmp_path / "two.json", tmp_path / "one"]
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([sys.executable, "-m", *torchrun, *job], check=True, timeout=120)
+    last = phase3_job.make_trainer()
+    phase3_job.read_state(last, tmp_path / "two")
+    results = phase3_job.later_updates(last)
+    phase3_job.later_updates(whole)
+    expected = phase3_job.later_updates(whole)
+    assert results == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+# ---- on an accelerator that does not exist
+
+
+# PyTorch has no fake form of it with a generator
+if not fake_impls._is_op_registered_to_fake_rule(torch.ops.aten.exponential_.default):
+
+    @fake_impls.register_op_impl(torch.ops.aten.exponential_.default)
+    def exponential(mode, func, x, *args, **kwargs):
+        return x
+
+
+@pytest.fixture
+def on_device(monkeypatch):
+    "A trainer and a batch there"
+    new_head = Agent.new_head
+    monkeypatch.setattr(
+        Agent, "new_head", lambda self, *args: to_fake_device(new_head(self, *args))
+    )
+    monkeypatch.setattr(MLPHead, "to", lambda self, device: self)
+    monkeypatch.setattr(pmpo, "make_generator", lambda device, seed: make_generator(seed))
+    monkeypatch.setattr(FakeTensorMode, "__deepcopy__", lambda mode, _: mode, raising=False)
+    # what the host decides is drawn there
+    monkeypatch.setattr(ImaginationTrainer, "_choose", lambda self, updates: [0] * updates)
+    with fake_device():
+        parts = size("laptop")
+        short = dict(horizon=2, context_length=2, value_updates=1, policy_updates=1)
+        config = replace(parts.config.imagination, value_warmup=1, **short)
+        yield ImaginationTrainer(parts.agent(), config), parts.batch(4, 4)
+
+
+def test_an_update_waits_for_nothing(on_device):
+    trainer, batch = on_device
+    with no_copies():
+        rollout = trainer.rollout_source(batch, trainer.policy, trainer.generator)
+        value_loss = trainer.update_value(rollout)
+        metrics = trainer.update_policy(rollout)
+    assert {x.device.type for x in (value_loss, *metrics.values())} == {DEVICE.type}
+    assert metrics.keys() >= {"policy_loss", "entropy", "marginal_kl", "positive", "kl"}
+
+
+def test_an_iteration_waits_for_nothing_before_its_end(on_device):
+    trainer, batch = on_device
+    with no_copies():
+        for _ in range(2):  # recorded, then dreamed
+            measured, metrics = trainer.learn_from(batch)
+    assert measured.device.type == DEVICE.type
+    assert measured.shape == (4, 3, 2)
+    assert "kl" in metrics
+
+
+def test_an_iteration_is_read_once(agent, batch, monkeypatch):
+    copies = []
+    cpu = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda x: copies.append(x.shape) or cpu(x))
+    trainer = ImaginationTrainer(agent, replace(CONFIG, value_warmup=0))
+    trainer.step(batch)
+    # rewards, returns, values, and the metrics of the updates
+    assert copies == [(3 * 16 * 4 + 6,)]
+
+
+def test_precision(agent, batch):
+    "The transformer computes in bf16, the heads in float32"
+    dtypes = set()
+    out = agent.dynamics.net.layers[0].attention.out
+    hook = out.register_forward_hook(lambda *call: dtypes.add(call[-1].dtype))
+    plain = ImaginationTrainer(agent, CONFIG)
+    half = ImaginationTrainer(agent, CONFIG, mixed_precision="bf16")
+    for trainer, dtype in ((plain, torch.float32), (half, torch.bfloat16)):
+        dtypes.clear()
+        for batch in batches(3):
+            metrics = trainer.step(batch)
+        assert dtypes == {dtype}
+        assert {x.dtype for x in vars(trainer.rollouts[0]).values() if x is not None} == {
+            torch.float32,
+            torch.int64,
+        }
+    assert plain.history != half.history
+    assert metrics["returns"] == pytest.approx(plain.history[-1]["returns"], rel=0.2, abs=0.1)
+    hook.remove()

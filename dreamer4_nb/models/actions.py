@@ -29,12 +29,13 @@ class ActionDistribution:
 
     def sample(
         self,
-        generator: torch.Generator | None = None,  # on the CPU, wherever the logits are
+        generator: torch.Generator | None = None,  # on the device of the logits
     ) -> torch.Tensor:  # (..., components) long
         "Draw one action."
         drawn = []
         for block in self.log_probs:
-            clocks = torch.empty(block.shape).exponential_(generator=generator).to(block)
+            clocks = torch.empty(block.shape, dtype=block.dtype, device=block.device)
+            clocks.exponential_(generator=generator)
             drawn.append((block.exp() / clocks).argmax(-1))
         return torch.cat(drawn, -1)
 

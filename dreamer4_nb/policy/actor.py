@@ -14,6 +14,7 @@ from ..models.dynamics import Dream
 from ..models.heads import MLPHead
 from ..models.tokenizer import Tokenizer
 from ..models.transformer import TimeCache
+from ..training.distributed import autocast
 
 # %% ../../nbs/policy/06_actor.ipynb #f8874a57
 class Actor:
@@ -26,7 +27,8 @@ class Actor:
         policy: MLPHead | None = None,  # None: the agent's own
         temperature: float = 1.0,  # divides the logits; 0 chooses the most likely action
         task: int = 0,  # number of the task
-        generator: torch.Generator | None = None,  # of actions and context noise
+        generator: torch.Generator | None = None,  # of actions and noise, on their device
+        mixed_precision: str = "no",  # of the transformers, see `autocast`
     ):
         self.tokenizer = tokenizer
         self.agent = agent
@@ -34,6 +36,7 @@ class Actor:
         self.temperature = temperature
         self.task = task
         self.generator = generator
+        self.mixed_precision = mixed_precision
         self.reset()
 
     def reset(self) -> None:
@@ -59,10 +62,12 @@ class Actor:
         first = self.last_actions is None
         if first:
             self._begin(len(frames), device)
-        latents = self.tokenizer.encode(frames, cache=self.encoder_cache)
         known = torch.full((len(frames), 1), not first, device=device)
         assert self.dream is not None and self.last_actions is not None
-        return self.dream.observe(latents, self.last_actions[:, None], known)[:, 0]
+        with autocast(device, self.mixed_precision):
+            latents = self.tokenizer.encode(frames, cache=self.encoder_cache)
+            features = self.dream.observe(latents, self.last_actions[:, None], known)
+        return features[:, 0].float()
 
     @torch.inference_mode()
     def act(

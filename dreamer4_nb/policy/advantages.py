@@ -7,6 +7,7 @@ __all__ = ['ALARMS', 'RENAMED_ALARMS', 'split_advantages', 'correlation', 'advan
            'active_alarms', 'Monitor']
 
 # %% ../../nbs/policy/02_advantages.ipynb #7089b1c5
+import copy
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -192,3 +193,17 @@ class Monitor:
             message = alarm.message.format(**mean_stats(self.rounds))
             lines.append(f"{alarm.name}: {message}. Hint: {alarm.hint}")
         return lines
+
+    def state_dict(self) -> dict:  # JSON-able
+        "The rounds that alarms look back over, and all histograms."
+        histograms = [histogram.tolist() for histogram in self.histograms]
+        return dict(rounds=copy.deepcopy(list(self.rounds)), histograms=histograms)
+
+    def load_state_dict(
+        self,
+        state: dict,  # from `state_dict`
+    ) -> None:
+        "Go on from where a monitor stopped."
+        self.rounds.clear()
+        self.rounds.extend(copy.deepcopy(state["rounds"]))
+        self.histograms = [np.array(histogram) for histogram in state["histograms"]]

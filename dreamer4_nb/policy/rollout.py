@@ -8,6 +8,7 @@ __all__ = ['Rollout', 'imagine', 'WorldModelRollouts', 'RecordedRollouts', 'lamb
 # %% ../../nbs/policy/01_rollout.ipynb #ab5257d4
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -16,6 +17,7 @@ from ..data.windows import Batch
 from ..models.agent import Agent
 from ..models.dynamics import Dream
 from ..models.heads import MLPHead
+from ..training.distributed import autocast
 
 # %% ../../nbs/policy/01_rollout.ipynb #ab1436fd
 @dataclass
@@ -36,6 +38,10 @@ class Rollout:
             return self.rewards
         return self.rewards + self.intrinsic_rewards
 
+    def tensors(self) -> dict[str, torch.Tensor]:  # by name
+        "The fields that are there."
+        return {name: x for name, x in vars(self).items() if x is not None}
+
 # %% ../../nbs/policy/01_rollout.ipynb #26e2c8ad
 @torch.no_grad()
 def imagine(
@@ -47,29 +53,24 @@ def imagine(
     policy: MLPHead | None = None,  # policy head; None: the agent's own
     task: torch.Tensor | None = None,  # (N,) long; None: task 0
     sample_steps: int | None = None,  # denoising steps per frame; None: as configured
-    generator: torch.Generator | None = None,  # of noise and actions
+    generator: torch.Generator | None = None,  # of noise and actions, on the agent's device
     keep_latents: bool = False,  # also return the dreamed latents
     reward_fn: Callable | None = None,  # features -> reward, continue; None: the agent's heads
+    mixed_precision: str = "no",  # of the transformer, see `autocast`; heads stay in float32
 ) -> Rollout:
     "Continue recorded contexts inside the world model, acting by the policy."
     if task is None:
         task = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
-    reward_fn = reward_fn or agent.predict_reward_and_continue
     dream = Dream(agent.dynamics, task, sample_steps, generator)
-    observed = dream.observe(latents, actions, action_mask)
+    precision = partial(autocast, latents.device, mixed_precision)
+    with torch.inference_mode(), precision():
+        observed = dream.observe(latents, actions, action_mask)
     assert observed is not None  # a dream with a task has features
-    feature_list = [observed[:, -1]]
-    chosen_actions = []
-    dreamed_latents = []
-    for _ in range(horizon):
-        distribution = agent.action_distribution(feature_list[-1], policy=policy)
-        chosen_actions.append(distribution.sample(generator))
-        z, h = dream.step(chosen_actions[-1])
-        assert h is not None
-        feature_list.append(h[:, 0])
-        if keep_latents:
-            dreamed_latents.append(z)
+    steps = _dream_on(agent, dream, policy, observed[:, -1], horizon, precision)
+    # put together outside of inference mode: heads may learn from the results
+    feature_list, chosen_actions, dreamed_latents = steps
     features = torch.stack(feature_list, 1)
+    reward_fn = reward_fn or agent.predict_reward_and_continue
     rewards, cont = reward_fn(features[:, 1:])
     return Rollout(
         features,
@@ -78,6 +79,22 @@ def imagine(
         cont,
         torch.cat(dreamed_latents, 1) if keep_latents else None,
     )
+
+
+@torch.inference_mode()
+def _dream_on(agent, dream, policy, observed, horizon, precision):
+    "Lists of features (H + 1), actions (H) and latents (H): choose an action, dream a step."
+    feature_list = [observed.float()]
+    chosen_actions = []
+    dreamed_latents = []
+    for _ in range(horizon):
+        distribution = agent.action_distribution(feature_list[-1], policy=policy)
+        chosen_actions.append(distribution.sample(dream.generator))
+        with precision():
+            z, h = dream.step(chosen_actions[-1])
+        feature_list.append(h[:, 0].float())
+        dreamed_latents.append(z)
+    return feature_list, chosen_actions, dreamed_latents
 
 # %% ../../nbs/policy/01_rollout.ipynb #1269ebba
 class WorldModelRollouts:
@@ -89,11 +106,13 @@ class WorldModelRollouts:
         config: ImaginationConfig,  # context, horizon and weight of intrinsic rewards
         reward_fn: Callable | None = None,  # features -> reward, continue; None: the agent's
         intrinsic: Callable | None = None,  # latents (N, H+1, L, D), actions -> rewards (N, H)
+        mixed_precision: str = "no",  # see `imagine`
     ):
         self.agent = agent
         self.config = config
         self.reward_fn = reward_fn
         self.intrinsic = intrinsic
+        self.mixed_precision = mixed_precision
 
     def __call__(
         self,
@@ -115,12 +134,14 @@ class WorldModelRollouts:
             generator=generator,
             keep_latents=self.intrinsic is not None,
             reward_fn=self.reward_fn,
+            mixed_precision=self.mixed_precision,
         )
         if self.intrinsic is not None:
             assert rollout.latents is not None
             latents = torch.cat([context.latents[:, -1:], rollout.latents], 1)
             bonus = self.intrinsic(latents, rollout.actions)
             rollout.intrinsic_rewards = self.config.intrinsic_weight * bonus
+            rollout.latents = None  # nobody else reads them
         return rollout
 
 # %% ../../nbs/policy/01_rollout.ipynb #51f77e39
@@ -134,11 +155,13 @@ class RecordedRollouts:
         reward_fn: Callable
         | None = None,  # for unknown rewards; None: the agent's reward head
         intrinsic: Callable | None = None,  # latents (N, H+1, L, D), actions -> rewards (N, H)
+        mixed_precision: str = "no",  # of the transformer, see `imagine`
     ):
         self.agent = agent
         self.config = config
         self.reward_fn = reward_fn or agent.predict_reward_and_continue
         self.intrinsic = intrinsic
+        self.mixed_precision = mixed_precision
 
     @torch.no_grad()
     def __call__(
@@ -151,15 +174,17 @@ class RecordedRollouts:
         start = self.config.context_length
         batch = batch.first(start + self.config.horizon)
         assert batch.latents is not None, "batch: has no latents"
-        features = self.agent.features(
-            batch.latents, batch.actions, batch.action_mask, batch.task, generator
-        )
-        guessed, _ = self.reward_fn(features)
-        rewards = torch.where(batch.reward_mask, batch.rewards, guessed)
+        with autocast(batch.latents.device, self.mixed_precision):
+            features = self.agent.features(
+                batch.latents, batch.actions, batch.action_mask, batch.task, generator
+            )
+        features = features[:, start - 1 :].float().contiguous()
+        guessed, _ = self.reward_fn(features[:, 1:])
+        rewards = torch.where(batch.reward_mask[:, start:], batch.rewards[:, start:], guessed)
         rollout = Rollout(
-            features[:, start - 1 :],
+            features,
             batch.actions[:, start:],
-            rewards[:, start:],
+            rewards,
             1 - batch.is_terminal[:, start:].float(),
         )
         if self.intrinsic is not None:
