@@ -1,5 +1,8 @@
 """A small training run as a process of its own:
-python training_job.py OUT STEPS [SECONDS_PER_STEP [quiet] [layers] [muon] [bf16]]"""
+python training_job.py OUT STEPS [SECONDS_PER_STEP [OPTION ...]]
+
+Options: quiet (no noise), layers (a transformer), idle (with parameters that no loss uses),
+late (one is used from step 10 on), halves (two micro-batches a step), muon, bf16, compile."""
 
 import os
 import sys
@@ -11,9 +14,9 @@ from torch import nn
 
 from dreamer4_nb.data.dataset import MemoryRecordings
 from dreamer4_nb.data.windows import SequenceSampler
-from dreamer4_nb.models.heads import masked_mean_over_processes
 from dreamer4_nb.models.transformer import Transformer
-from dreamer4_nb.training.callbacks import EMA
+from dreamer4_nb.training.callbacks import EMA, Compile
+from dreamer4_nb.training.distributed import average
 from dreamer4_nb.training.learner import Learner
 
 
@@ -39,17 +42,27 @@ def loss(model, batch, generator):
     )
 
 
-def quiet(model, batch, generator):
+class Quiet:
     "A loss without noise: the same for any number of processes that share a batch's rows"
-    x = batch.frames.flatten(2).float() / 255
-    y = model(x)
-    rewards = batch.rewards[:, :8]
-    # masked means count the steps of all processes
-    return dict(
-        pixels=(y - x).square().mean(),
-        edge=(y[..., 1:] - x[..., :-1]).abs().mean(),
-        reward=masked_mean_over_processes((y.mean(-1) - rewards).square(), rewards > 0),
-    )
+
+    def draw(self, model, batch, generator):
+        return None
+
+    def __call__(self, model, batch, drawn):
+        x = batch.frames.flatten(2).float() / 255
+        y = model(x)
+        rewards = batch.rewards[:, :8]
+        error = (y.mean(-1) - rewards).square()
+        # masked means count the steps of all processes
+        return dict(
+            pixels=(y - x).square().mean(),
+            edge=average((y[..., 1:] - x[..., :-1]).abs()),
+            reward=average(error, rewards > 0),
+            metrics=dict(rewarded=average((rewards > 0).float()), plain=error.mean()),
+        )
+
+
+quiet = Quiet()
 
 
 class Layers(nn.Module):
@@ -68,15 +81,32 @@ class Layers(nn.Module):
         return self.out(self.net(torch.cat([tokens, empty], 2))[:, :, 0])
 
 
+class Idle(nn.Module):
+    "A net with a layer that no loss uses, and one that is used from some call on"
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 16))
+        self.idle = nn.Linear(16, 16)
+        self.late = nn.Linear(16, 16)
+        self.use_late = lambda: False
+
+    def forward(self, x):
+        y = self.net(x)
+        return y + self.late(x) if self.use_late() else y
+
+
 # a rate that does not depend on how many steps are still to come
 QUIET = dict(log_every=1, schedule=dict(warmup=10, decay="constant"))
 
 
-def learner(out, steps, width=32, layers=False, loss_fn=loss, **changes):
+def learner(out, steps, width=32, layers=False, idle=False, loss_fn=loss, rows=4, **changes):
     "A learner of a small model, always the same for the same arguments"
     torch.manual_seed(0)
     if layers:
         model = Layers()
+    elif idle:
+        model = Idle()
     else:
         model = nn.Sequential(nn.Linear(16, width), nn.Tanh(), nn.Linear(width, 16))
     settings = dict(
@@ -87,18 +117,22 @@ def learner(out, steps, width=32, layers=False, loss_fn=loss, **changes):
         schedule=dict(warmup=10, decay="linear"),
         callbacks=[EMA(0.95)],
     )
-    batches = SequenceSampler(recordings(), 4, 8, workers=1)
+    batches = SequenceSampler(recordings(), rows, 8)
     return Learner(model, loss_fn, batches, steps, out, **settings | changes)
 
 
-def slowed(loss_fn, seconds):
+class Slowed:
     "The same loss, some time later"
 
-    def slowed(*args):
-        time.sleep(seconds)
-        return loss_fn(*args)
+    def __init__(self, loss_fn, seconds):
+        self.loss_fn = loss_fn
+        self.seconds = seconds
+        if hasattr(loss_fn, "draw"):
+            self.draw = loss_fn.draw
 
-    return slowed
+    def __call__(self, *args):
+        time.sleep(self.seconds)
+        return self.loss_fn(*args)
 
 
 def check_slices(job):
@@ -113,15 +147,26 @@ def check_slices(job):
 
 def main(out, steps, seconds=0.0, *options):
     loss_fn = quiet if "quiet" in options else loss
+    if float(seconds):
+        loss_fn = Slowed(loss_fn, float(seconds))
+    callbacks = [EMA(0.95)]
+    if "compile" in options:
+        callbacks.append(Compile())
     job = learner(
         out,
         int(steps),
         layers="layers" in options,
-        loss_fn=slowed(loss_fn, float(seconds)),
+        idle="idle" in options or "late" in options,
+        loss_fn=loss_fn,
+        callbacks=callbacks,
+        rows=2 if "halves" in options else 4,
+        accumulate=2 if "halves" in options else 1,
         optimizer="muon" if "muon" in options else "adamw",
         mixed_precision="bf16" if "bf16" in options else "no",
         **(QUIET if "quiet" in options else {}),
     )
+    if "late" in options:
+        job.model.use_late = lambda: job.step >= 10
     job.fit(resume=True)
     if job.sharded:
         check_slices(job)
