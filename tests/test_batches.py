@@ -1,5 +1,13 @@
 "Windows and batches: properties by brute force, and every message."
 
+import json
+import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -104,13 +112,17 @@ def test_fractions_and_resume(world, relevant, single, number):
         return
     for _ in range(number):
         next(first)
-    resumed = make_sampler(workers=2)
+    resumed = make_sampler()
     resumed.load_state_dict(first.state_dict())
     for _ in range(3):
         batch = next(first)
         assert_same(batch, next(resumed))
         assert abs(batch.relevant.sum().item() - relevant * len(batch)) < 1
-        assert abs(batch.single.sum().item() - single * len(batch)) < 1
+        num_single = 0 if batch.single is None else batch.single.sum().item()
+        assert (batch.single is None) == (num_single == 0)
+        assert abs(num_single - single * len(batch)) < 1
+        assert batch.num_uniform == (~batch.relevant).sum()
+        assert not batch.relevant[: batch.num_uniform].any()
         assert (batch.importance > 0).all()
 
 
@@ -144,6 +156,7 @@ def test_state_of_other_recordings():
         (dict(batch_size=0), "batch_size: 0. Hint: choose at least 1"),
         (dict(horizon=-1), "horizon: -1. Hint: choose at least 0"),
         (dict(relevant_within=-1), "relevant_within: -1. Hint: choose at least 0"),
+        (dict(workers=-1), "workers: -1. Hint: choose at least 0"),
         (dict(relevant_fraction=1.5), "relevant_fraction: 1.5. Hint"),
         (dict(single_image_fraction=-0.1), "single_image_fraction: -0.1. Hint"),
         (dict(fields=["pixels"]), r"fields: \('pixels',\). Hint"),
@@ -190,6 +203,36 @@ def test_a_batch_can_be_cut_reordered_and_moved():
     for steps in (0, 7):
         with pytest.raises(ValueError, match=f"steps: {steps}, but the windows have 6"):
             batch.first(steps)
+
+
+def test_how_many_rows_are_uniform_is_known_without_a_look():
+    relevant = torch.tensor([False, False, False, True, True])
+    batch = make_batch(latents=torch.zeros(5, 2, 1, 1), relevant=relevant)
+    assert batch.num_uniform == 3
+    assert batch.first(1).num_uniform == batch.to("meta").num_uniform == 3
+    for rows in (slice(2), slice(1, 4), slice(1, None, 2), slice(3, None), slice(5, None)):
+        part = batch.select(rows)
+        assert part.num_uniform == (~part.relevant).sum()
+    assert batch.select(torch.tensor([4, 0])).num_uniform is None
+    assert make_batch(latents=batch.latents, relevant=relevant.flip(0)).num_uniform is None
+    assert make_batch(latents=batch.latents.to("meta")).num_uniform == 5
+    on_device = dict(latents=batch.latents.to("meta"), relevant=relevant.to("meta"))
+    assert make_batch(**on_device).num_uniform is None
+    assert Batch.cat([batch, batch]).num_uniform is None
+    assert Batch.cat([batch.select(slice(2)), batch.select(slice(3))]).num_uniform == 5
+
+
+def test_separate_images_are_a_tensor_or_none():
+    latents = torch.zeros(2, 3, 1, 1)
+    none = make_batch(latents=latents)
+    one = make_batch(latents=latents, single=torch.tensor([True, False]))
+    assert none.single is None
+    assert none.select(slice(1)).single is None
+    assert none.first(2).to("cpu").single is None
+    assert Batch.cat([none, none]).single is None
+    assert Batch.cat([none, one]).single.tolist() == [False, False, True, False]
+    assert Batch.cat([one, none]).single.tolist() == [True, False, False, False]
+    assert one.select(torch.tensor([1])).single.tolist() == [False]
 
 
 def test_what_a_made_batch_does_not_know():
@@ -243,3 +286,198 @@ def test_converted_recordings(converted, tmp_path):
     row, step = batch.is_terminal.nonzero().T
     assert len(row)
     assert (batch.rewards[row, step] == 1).all()
+
+
+MAPPED_STEPS = (30, 50, 40)
+
+
+def write_mapped(folder):
+    "Frames and latents of three episodes, as files to be mapped"
+    folder.mkdir(exist_ok=True)
+    rng = np.random.default_rng(0)
+    for i, steps in enumerate(MAPPED_STEPS):
+        pixels = rng.integers(256, size=(steps + 1, 3, 4, 4), dtype=np.uint8)
+        np.save(folder / f"frames{i}.npy", pixels)
+        LatentStore.write(folder, f"{i}", rng.uniform(-1, 1, (steps + 1, 4, 2)))
+    return folder
+
+
+def mapped_sampler(folder, **options):
+    "Batches of two lengths from memory maps, some with separate images"
+    rng = np.random.default_rng(1)
+    names = [f"{i}" for i in range(len(MAPPED_STEPS))]
+    world = MemoryRecordings(
+        frames=[np.load(folder / f"frames{name}.npy", mmap_mode="r") for name in names],
+        actions=[rng.integers(5, size=(steps, 1)) for steps in MAPPED_STEPS],
+        rewards=[(rng.random(steps) < 0.1).astype(np.float32) for steps in MAPPED_STEPS],
+        names=names,
+    )
+    store = LatentStore(folder, names, cached_maps=2)
+    settings = dict(single_image_fraction=0.2, latents=store, seed=4) | options
+    return SequenceSampler(world, 6, [(4, 2), (12, 1)], **settings)
+
+
+def assert_equal_streams(sampler, batches):
+    for batch in batches:
+        read = next(sampler)
+        assert_same(read, batch)
+        assert read.num_uniform == batch.num_uniform
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_no_number(tmp_path, workers):
+    write_mapped(tmp_path)
+    batches = [mapped_sampler(tmp_path).batch(n) for n in range(8)]
+    state = torch.get_rng_state()
+    sampler = mapped_sampler(tmp_path, workers=workers, pin_memory=True)
+    assert_equal_streams(sampler, batches[:3])
+    assert torch.equal(torch.get_rng_state(), state)
+    # what was read ahead and not handed out is not counted
+    saved = json.loads(json.dumps(sampler.state_dict()))
+    assert saved["number"] == 3
+    resumed = mapped_sampler(tmp_path, workers=workers)
+    resumed.load_state_dict(saved)
+    assert_equal_streams(resumed, batches[3:])
+    sampler.load_state_dict(saved | dict(number=1))
+    assert_equal_streams(sampler, batches[1:4])
+    sampler.shard(1, 2)
+    alone = mapped_sampler(tmp_path).shard(1, 2)
+    assert_equal_streams(sampler, [alone.batch(n) for n in range(4, 7)])
+
+
+def children():
+    return {process.pid for process in multiprocessing.active_children()}
+
+
+def test_workers_end_with_their_sampler(tmp_path):
+    before = children()
+    sampler = mapped_sampler(write_mapped(tmp_path), workers=2)
+    assert children() == before  # none before they are needed
+    next(sampler)
+    assert len(children() - before) == 2
+    sampler.close()
+    assert children() == before
+    next(sampler)
+    assert len(children() - before) == 2
+    del sampler
+    assert children() == before
+
+
+def test_what_a_worker_runs_into_is_raised_in_one_line(tmp_path):
+    before = children()
+    sampler = mapped_sampler(write_mapped(tmp_path), workers=1)
+    for i in range(3):
+        (tmp_path / f"{i}.npy").unlink()
+        (tmp_path / f"{i}.npy").write_bytes(b"damaged")
+    sampler.reader.latents._open.cache_clear()
+    with pytest.raises(ValueError, match=r"\d.npy: not a readable array .* Hint") as error:
+        next(sampler)
+    assert "\n" not in str(error.value)
+    assert sampler.state_dict()["number"] == 0
+    assert children() == before
+
+
+def test_a_batch_that_was_taken_and_not_counted_comes_again(tmp_path):
+    sampler = mapped_sampler(write_mapped(tmp_path), workers=1)
+    next(sampler)
+    next(sampler._ahead)  # as if interrupted before it was counted
+    assert_equal_streams(sampler, [sampler.batch(1), sampler.batch(2)])
+
+
+def test_a_sampler_goes_to_another_process_as_paths(converted, tmp_path):
+    latents = [np.zeros((steps + 1, 4, 2)) for steps in converted.steps]
+    LatentStore.write(tmp_path / "latents", converted.names, latents)
+    store = LatentStore(tmp_path / "latents", converted.names)
+    sampler = SequenceSampler(converted, 16, 8, latents=store)
+    sampler.shard(1, 2)
+    expected = sampler.batch(3)
+    packed = pickle.dumps(sampler)
+    assert len(packed) < 20_000
+    assert_same(pickle.loads(packed).batch(3), expected)
+
+
+WORKERS_BY = """
+import sys
+from pathlib import Path
+
+import torch
+from test_batches import assert_equal_streams, mapped_sampler
+
+
+def read(rank, folder):
+    "A rank whose sampler has a worker of its own, and that leaves without closing it"
+    sampler = mapped_sampler(folder, workers=1).shard(rank, 2)
+    alone = mapped_sampler(folder).shard(rank, 2)
+    assert_equal_streams(sampler, [alone.batch(n) for n in range(3)])
+    print("read by", rank, flush=True)
+
+
+if __name__ == "__main__":
+    how, folder = sys.argv[1], Path(sys.argv[2])
+    if how == "ranks":
+        torch.multiprocessing.start_processes(read, (folder,), 2, start_method="spawn")
+    else:
+        torch.multiprocessing.set_start_method(how)
+        read(0, folder)
+        kept = mapped_sampler(folder, workers=2)  # still reading when the interpreter ends
+        next(kept)
+"""
+
+
+WORKER_KILLED = """
+import multiprocessing
+import os
+import signal
+import sys
+from pathlib import Path
+
+from test_batches import assert_equal_streams, mapped_sampler
+
+sampler = mapped_sampler(Path(sys.argv[1]), workers=1)
+batches = [sampler.batch(n) for n in range(10)]
+try:
+    next(sampler)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGKILL)  # PyTorch raises at any place from here on
+    for _ in batches:
+        next(sampler)  # some were read before
+except RuntimeError as error:
+    print(error)
+    if "a worker has ended" in str(error):
+        assert "Hint: give fewer workers" in str(error)
+    else:
+        assert "DataLoader worker" in str(error)
+done = sampler.state_dict()["number"]
+assert done < 10
+sampler.close()
+assert_equal_streams(sampler, batches[done:])
+"""
+
+
+def run_script(folder, text, *arguments):
+    "What a program says that may use the helpers of this file"
+    script = folder / "script.py"
+    script.write_text(text)
+    done = subprocess.run(
+        [sys.executable, str(script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=os.environ | dict(PYTHONPATH=str(Path(__file__).parent)),
+        cwd=Path(__file__).parents[1],
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+def test_a_killed_worker_is_one_line_and_no_batch_is_lost(tmp_path):
+    said, _ = run_script(tmp_path, WORKER_KILLED, write_mapped(tmp_path / "data"))
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("how", ["fork", "spawn", "ranks"])
+def test_workers_by_any_start_method_end_with_the_program(tmp_path, how):
+    data = write_mapped(tmp_path / "data")
+    said, complained = run_script(tmp_path, WORKERS_BY, how, data)
+    assert "Error" not in complained and "Traceback" not in complained
+    assert said.count("read by") == (2 if how == "ranks" else 1)

@@ -7,6 +7,7 @@ from dreamer4_nb.files import (
     RecordingError,
     atomic_file,
     atomic_folder,
+    find_folder,
     one_line,
     read_json,
     read_npz,
@@ -38,6 +39,15 @@ def test_an_interrupted_folder_leaves_the_old_one(tmp_path):
         raise KeyboardInterrupt
     assert names(tmp_path) == ["a"]
     assert names(tmp_path / "a") == ["whole"]
+
+
+def test_a_look_up_finds_a_folder_that_was_being_replaced_and_renames_nothing(tmp_path):
+    (tmp_path / ".old-a").mkdir()
+    assert find_folder(tmp_path / "a") == tmp_path / ".old-a"
+    assert names(tmp_path) == [".old-a"]
+    (tmp_path / "a").mkdir()
+    assert find_folder(tmp_path / "a") == tmp_path / "a"
+    assert find_folder(tmp_path / "b") == tmp_path / "b"
 
 
 def test_a_folder_that_was_being_replaced_is_restored(tmp_path):

@@ -15,7 +15,12 @@ import pytest
 
 pytest.importorskip("av")
 from dreamer4_nb.data.actions import ActionSpace
-from dreamer4_nb.data.convert import convert, find_recordings
+from dreamer4_nb.data.convert import (
+    convert,
+    convert_part,
+    find_recordings,
+    finish_conversion,
+)
 from dreamer4_nb.data.dataset import LatentStore, Recordings
 from dreamer4_nb.data.recordings import read_episode, write_episode
 from dreamer4_nb.data.video import read_video, write_video
@@ -117,6 +122,51 @@ def test_workers_agree(source, tmp_path):
     assert one[-1]["status"] == "set aside"
     for file in ("dataset.json", "summary.csv"):
         assert (tmp_path / "one" / file).read_text() == (tmp_path / "two" / file).read_text()
+
+
+def test_parts_agree_with_the_whole(source, tmp_path):
+    make(source, "bad").joinpath("recording.mp4").write_bytes(b"")
+    one = convert(source, tmp_path / "one", progress=False)
+    target = tmp_path / "three"
+    done = [convert_part(source, target, (i, 3), progress=False) for i in (2, 0, 1)]
+    assert [len(lines) for lines in done] == [2, 3, 2]
+    assert not (target / "dataset.json").exists()  # until all are done
+    assert finish_conversion(target, parts=3) == one
+    for file in ("dataset.json", "summary.csv"):
+        assert (tmp_path / "one" / file).read_text() == (target / file).read_text()
+    assert sorted(p.name for p in target.iterdir()) == [
+        *("dataset.json", "episodes", "summary.csv")
+    ]
+    # more processes than recordings
+    for i in range(8):
+        convert_part(source, target, (i, 8), progress=False)
+    kept = [line["status"] for line in finish_conversion(target, parts=8)]
+    assert kept == ["kept"] * 6 + ["set aside"]
+
+
+def test_a_part_that_is_missing_or_differs(source, tmp_path):
+    target = tmp_path / "target"
+    with pytest.raises(ValueError, match=r"part: \(2, 2\). Hint: give"):
+        convert_part(source, target, (2, 2), progress=False)
+    convert_part(source, target, (0, 2), progress=False)
+    with pytest.raises(FileNotFoundError, match="1_of_2.json: .* Hint: convert this part"):
+        finish_conversion(target, parts=2)
+    convert_part(source, target, (1, 2), image_size=32, progress=False)
+    with pytest.raises(RecordingError, match="1_of_2.json: settings: differ from those of"):
+        finish_conversion(target, parts=2)
+    assert not (target / "dataset.json").exists()
+
+
+def test_an_episode_that_was_being_replaced_is_read_where_it_waits(source, tmp_path):
+    convert(source, tmp_path / "data", progress=False)
+    recordings = Recordings(tmp_path / "data")
+    expected = np.array(recordings.frames(2))
+    folder = tmp_path / "data/episodes" / recordings.names[2]
+    waiting = folder.rename(folder.with_name(f".old-{folder.name}"))
+    again = Recordings(tmp_path / "data")
+    assert (again.frames(2) == expected).all()
+    assert again.actions(2) is not None and again.info(2)
+    assert waiting.exists() and not folder.exists()
 
 
 def test_full_disk(tmp_path):

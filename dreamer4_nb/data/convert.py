@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['DATASET_FORMAT', 'DATASET_VERSION', 'KNOWN_BAD', 'KNOWN_LATE', 'find_videos', 'find_recordings', 'find_action_space',
-           'cut_after_last_reward', 'convert_one', 'convert']
+           'cut_after_last_reward', 'convert_one', 'convert_part', 'finish_conversion', 'convert']
 
 # %% ../../nbs/data/06_convert.ipynb #ba37fa68
 import csv
 import re
+import shutil
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -326,6 +327,76 @@ def _convert_each(jobs, workers):
         finally:
             pool.shutdown(cancel_futures=True)
 
+# %% ../../nbs/data/06_convert.ipynb #f8747de4
+def _part_path(target, index, count):
+    return Path(target) / "parts" / f"{index}_of_{count}.json"
+
+
+def convert_part(
+    source: Path | str,  # folder with <environment>/v3_*/, or the folder of the environment
+    target: Path | str,  # folder for the converted data
+    part: tuple[int, int] = (0, 1),  # (i, n): every n-th recording, from the i-th on
+    action_space: ActionSpace | None = None,  # None: what the recordings name, or MineRL's
+    image_size: int | Sequence[int] = 64,  # pixels per side, or (height, width)
+    workers: int = 1,  # processes
+    progress: bool = True,  # show a progress bar
+    event: str | None = None,  # see `convert`
+    shaping: Sequence | None = None,  # see `convert`
+) -> list[dict[str, Any]]:  # the lines of these recordings
+    "Convert a share of the recordings; `finish_conversion` makes a data set of all shares."
+    import_av()
+    if workers < 1:
+        raise ValueError(f"workers: {workers}. Hint: give 1 or more")
+    index, count = part
+    if not 0 <= index < count:
+        raise ValueError(f"part: {part}. Hint: give (i, n) with i from 0 to n - 1")
+    env_id, recordings = find_recordings(source)
+    target = Path(target)
+    _part_path(target, index, count).unlink(missing_ok=True)  # of an earlier conversion
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    known_space = action_space or find_action_space(env_id, recordings)
+    space = known_space.to_dict() if known_space else None
+    jobs = [(path, target, space, size, event, shaping) for path in recordings[index::count]]
+    lines = tqdm(
+        _convert_each(jobs, workers),
+        "converting",
+        len(jobs),
+        unit="episode",
+        disable=not progress,
+    )
+    head = dict(
+        format=DATASET_FORMAT,
+        version=DATASET_VERSION,
+        env_id=env_id,
+        action_space=space,
+        image_size=list(size),
+    )
+    part_lines = list(lines)
+    write_json(_part_path(target, index, count), dict(head=head, lines=part_lines))
+    return part_lines
+
+
+def finish_conversion(
+    target: Path | str,  # folder of the converted data
+    parts: int = 1,  # how many there are; all have been converted
+) -> list[dict[str, Any]]:  # all lines, see `convert`
+    "Write the summary and the list of episodes of a conversion in parts."
+    target = Path(target)
+    paths = [_part_path(target, index, parts) for index in range(parts)]
+    contents = [read_json(path, hint="convert this part first") for path in paths]
+    for path, content in zip(paths, contents):
+        if content["head"] != contents[0]["head"]:
+            problem = f"differ from those of {paths[0].name}"
+            raise recording_error(path, "settings", problem, "convert all parts alike")
+    shutil.rmtree(target / "parts")
+    summary = sorted(
+        (line for content in contents for line in content["lines"]),
+        key=lambda line: line["name"],
+    )
+    _write_summary(target / "summary.csv", summary)
+    _write_dataset(target, contents[0]["head"], summary)
+    return summary
+
 # %% ../../nbs/data/06_convert.ipynb #95980098
 def convert(
     source: Path | str,  # folder with <environment>/v3_*/, or the folder of the environment
@@ -344,33 +415,11 @@ def convert(
     RecordingError if none is left. `event` is explained in the chapter "Videos, with a log or
     without", `shaping` in the chapter "Paying for what one holds".
     """
-    import_av()
-    if workers < 1:
-        raise ValueError(f"workers: {workers}. Hint: give 1 or more")
-    env_id, recordings = find_recordings(source)
-    target = Path(target)
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    known_space = action_space or find_action_space(env_id, recordings)
-    space = known_space.to_dict() if known_space else None
-    jobs = [(path, target, space, size, event, shaping) for path in recordings]
-    lines = tqdm(
-        _convert_each(jobs, workers),
-        "converting",
-        len(jobs),
-        unit="episode",
-        disable=not progress,
+    whole = (0, 1)
+    convert_part(
+        *(source, target, whole, action_space, image_size, workers, progress, event, shaping)
     )
-    summary = sorted(lines, key=lambda line: line["name"])
-    _write_summary(target / "summary.csv", summary)
-    head = dict(
-        format=DATASET_FORMAT,
-        version=DATASET_VERSION,
-        env_id=env_id,
-        action_space=space,
-        image_size=list(size),
-    )
-    _write_dataset(target, head, summary)
-    return summary
+    return finish_conversion(target)
 
 # %% ../../nbs/data/06_convert.ipynb #508604c6
 def _write_summary(path, summary):

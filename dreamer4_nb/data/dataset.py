@@ -17,7 +17,7 @@ import torch
 
 from .actions import ActionCodec, ActionSpace
 from .convert import DATASET_FORMAT, DATASET_VERSION
-from ..files import RecordingError, atomic_file, one_line, read_json
+from ..files import RecordingError, atomic_file, find_folder, one_line, read_json
 
 # %% ../../nbs/data/05_dataset.ipynb #0a617fdc
 class EpisodeSource(Protocol):
@@ -125,7 +125,7 @@ class Recordings:
         self._rewards = {}
 
     def _path(self, i, name):
-        return self.root / "episodes" / self.names[i] / name
+        return find_folder(self.root / "episodes" / self.names[i]) / name
 
     def frames(
         self,
@@ -292,7 +292,15 @@ class LatentStore:
             )
         self.names = self._names_on_disk() if names is None else list(names)
         self._check_complete()
+        self.cached_maps = cached_maps
         self._open = lru_cache(cached_maps)(self._load)
+
+    def __getstate__(self) -> dict[str, Any]:  # to another process go paths, not latents
+        return {name: value for name, value in self.__dict__.items() if name != "_open"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open = lru_cache(self.cached_maps)(self._load)
 
     def _names_on_disk(self):
         paths = [path for path in self.root.glob("*.npy") if not path.name.startswith(".")]

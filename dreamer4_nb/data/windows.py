@@ -6,18 +6,21 @@
 __all__ = ['TIME_FIELDS', 'Length', 'Batch', 'make_batch', 'SequenceIndex', 'rewarded', 'WindowReader', 'SequenceSampler']
 
 # %% ../../nbs/data/07_windows.ipynb #11ca3ff9
+import atexit
+import copy
 import dataclasses
-import threading
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import itertools
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from .dataset import EpisodeSource, LatentStore
+from ..files import one_line
 
 # %% ../../nbs/data/07_windows.ipynb #c23bd027
 TIME_FIELDS = (
@@ -41,13 +44,16 @@ class Batch:
     is_terminal: torch.Tensor  # (B, T+horizon+1) bool, the episode truly ended here
     is_first: torch.Tensor  # (B, T) bool, first step of its episode
     relevant: torch.Tensor  # (B,) bool, row of the relevant half
-    single: torch.Tensor  # (B,) bool, treat the frames as separate images
     episode: torch.Tensor  # (B,) int64, number of the recording
     start: torch.Tensor  # (B,) int64, its step at which the window begins
     importance: torch.Tensor  # (B,) float32, uniform density over the density of the mixture
     # frames: (B, T, C, H, W) uint8; latents: (B, T, L, D) float32 in [-1, 1]; None if not read
     frames: torch.Tensor = None  # type: ignore[assignment]
     latents: torch.Tensor = None  # type: ignore[assignment]
+    # (B,) bool, treat the frames as separate images; None: no row is
+    single: torch.Tensor | None = None
+    # rows that are not relevant, which come first; None: `relevant` would have to be read
+    num_uniform: int | None = None
     task: torch.Tensor | None = None  # (B,) int64, number of the task; None: one task
     observations: dict[str, torch.Tensor] = field(default_factory=dict)  # (B, T, ...) float32
 
@@ -69,7 +75,7 @@ class Batch:
         function: Callable[[torch.Tensor], torch.Tensor],  # applied to each tensor
     ) -> "Batch":
         "The batch with every tensor changed in the same way."
-        changed = {name: function(x) for name, x in self.tensors().items()}
+        changed: dict[str, Any] = {k: function(x) for k, x in self.tensors().items()}
         observations = {name: function(x) for name, x in self.observations.items()}
         return dataclasses.replace(self, **changed, observations=observations)
 
@@ -80,12 +86,21 @@ class Batch:
         "The batch on a device."
         return self.map(lambda x: x.to(device, non_blocking=True))
 
+    def pin_memory(self) -> "Batch":
+        "The batch in memory that a graphics card can copy from while the processor goes on."
+        return self.map(torch.Tensor.pin_memory)
+
     def select(
         self,
         rows: torch.Tensor | slice,  # row numbers (n,), a mask (B,) or a slice
     ) -> "Batch":
         "Some rows, in the order asked for."
-        return self.map(lambda x: x[rows])
+        num_uniform = None
+        if isinstance(rows, slice) and self.num_uniform is not None:
+            chosen = range(*rows.indices(len(self)))
+            if chosen.step > 0:  # the uniform rows stay in front
+                num_uniform = sum(row < self.num_uniform for row in chosen)
+        return dataclasses.replace(self.map(lambda x: x[rows]), num_uniform=num_uniform)
 
     def first(
         self,
@@ -98,7 +113,8 @@ class Batch:
                 f"Hint: choose 1 to {self.num_steps}"
             )
         tensors = self.tensors()
-        cut = {name: tensors[name][:, :steps] for name in TIME_FIELDS if name in tensors}
+        names = [name for name in TIME_FIELDS if name in tensors]
+        cut: dict[str, Any] = {name: tensors[name][:, :steps] for name in names}
         observations = {name: x[:, :steps] for name, x in self.observations.items()}
         return dataclasses.replace(self, **cut, observations=observations)
 
@@ -112,6 +128,8 @@ class Batch:
         batches: Sequence["Batch"],  # with the same fields and lengths
     ) -> "Batch":
         "The rows of several batches, one batch after another."
+        if any(b.single is not None for b in batches):
+            batches = [b._with_single() for b in batches]
         first = batches[0]
         tensors = {
             name: torch.cat([b.tensors()[name] for b in batches]) for name in first.tensors()
@@ -120,13 +138,24 @@ class Batch:
             name: torch.cat([b.observations[name] for b in batches])
             for name in first.observations
         }
-        return dataclasses.replace(first, **tensors, observations=observations)
+        num_uniform = None
+        if all(b.num_uniform == len(b) for b in batches):
+            num_uniform = sum(len(b) for b in batches)
+        return dataclasses.replace(
+            first, **tensors, observations=observations, num_uniform=num_uniform
+        )
+
+    def _with_single(self) -> "Batch":
+        "The batch with `single` as a tensor."
+        if self.single is not None:
+            return self
+        return dataclasses.replace(self, single=torch.zeros_like(self.relevant))
 
 # %% ../../nbs/data/07_windows.ipynb #ec58b256
 def make_batch(
     num_steps: int | None = None,  # T; None: from frames or latents, else all actions
     observations: dict[str, torch.Tensor] | None = None,  # (B, T, ...) by name
-    **known: torch.Tensor,  # fields of `Batch`, at least actions, frames or latents
+    **known: Any,  # fields of `Batch`, at least actions, frames or latents
 ) -> Batch:
     "A batch of tensors at hand; given actions and rewards are known, all else is unknown."
     pictures = known.get("latents", known.get("frames"))
@@ -148,12 +177,22 @@ def make_batch(
         is_terminal=zeros(size, reach),
         is_first=zeros(size, steps),
         relevant=zeros(size),
-        single=zeros(size),
+        num_uniform=_count_uniform(known.get("relevant"), size),
         episode=torch.arange(size, device=device),
         start=zeros(size, dtype=torch.long),
         importance=torch.ones(size, device=device),
     )
     return Batch(**defaults | known, observations=observations or {})
+
+
+def _count_uniform(relevant, size):
+    "Rows that are not relevant, where they come first and no device has to be asked."
+    if relevant is None:
+        return size
+    if relevant.device.type != "cpu":
+        return None
+    flags = relevant.tolist()
+    return flags.count(False) if flags == sorted(flags) else None
 
 # %% ../../nbs/data/07_windows.ipynb #20b19f28
 class SequenceIndex:
@@ -235,7 +274,6 @@ class WindowReader:
             _check_latents(recordings, latents)
         if "observations" in self.fields:
             self.words = _observed_words(recordings)
-        self._lock = threading.Lock()  # files are opened by one thread at a time
 
     def read(
         self,
@@ -244,8 +282,7 @@ class WindowReader:
         length: int,  # T
     ) -> dict[str, Any]:  # the fields of `Batch` that come from the recordings
         "Read windows of one length."
-        with self._lock:
-            labels = self._labels(episodes, starts, length)
+        labels = self._labels(episodes, starts, length)
         result: dict[str, Any] = {k: torch.from_numpy(v) for k, v in labels.items()}
         if "frames" in self.fields:
             result["frames"] = self._stack(self.recordings.frames, episodes, starts, length)
@@ -290,9 +327,8 @@ class WindowReader:
     def _stack(self, read_episode, episodes, starts, length):
         "Copy the windows of arrays (N+1, ...) into one tensor (B, T, ...)."
         windows = []
-        with self._lock:
-            for episode, start in zip(episodes.tolist(), starts.tolist()):
-                windows.append(read_episode(episode)[start : start + length])
+        for episode, start in zip(episodes.tolist(), starts.tolist()):
+            windows.append(read_episode(episode)[start : start + length])
         return torch.from_numpy(np.stack(windows))
 
     def _observations(self, episodes, starts, length):
@@ -300,8 +336,7 @@ class WindowReader:
         result: dict[str, np.ndarray] = {}
         if self.words:
             for row, (episode, start) in enumerate(zip(episodes.tolist(), starts.tolist())):
-                with self._lock:
-                    observed = self.recordings.observations(episode)
+                observed = self.recordings.observations(episode)
                 for name, values in observed.items():
                     values = values[start : start + length]
                     if self.words[name]:
@@ -403,7 +438,36 @@ def _round_randomly(x, rng):
     "Up or down, so that it is right on average."
     return int(x + rng.random())
 
+# %% ../../nbs/data/07_windows.ipynb #9837a841
+class _BatchesByNumber(Dataset):
+    "The batches of a sampler for the workers of a `DataLoader`, which ask by number."
 
+    def __init__(self, sampler):
+        self.sampler = copy.copy(sampler)
+        self.sampler._ahead = None  # a copy, so that workers end with the sampler itself
+
+    def __getitem__(self, number):
+        try:
+            return number, self.sampler.batch(number)
+        except (OSError, ValueError) as error:
+            return number, error
+
+
+def _as_it_is(batch):
+    "What a worker read, without collation."
+    return batch
+
+
+_with_workers: weakref.WeakSet = weakref.WeakSet()  # samplers
+
+
+@atexit.register
+def _end_workers():
+    "Workers end before the program does, which would complain about them."
+    for sampler in list(_with_workers):
+        sampler.close()
+
+# %% ../../nbs/data/07_windows.ipynb #69e1dbfd
 class SequenceSampler:
     "Endless, reproducible batches of windows from recordings, in the arrival convention."
 
@@ -420,7 +484,8 @@ class SequenceSampler:
         fields: Sequence[str] = ("frames",),  # to read, of 'frames' and 'observations'
         seed: int = 0,  # batch n depends on (seed, n) only
         events: Callable[[Any, int], np.ndarray | None] = rewarded,  # (recordings, i) -> (N,)
-        workers: int = 0,  # background threads that read ahead; they change no number
+        workers: int = 0,  # processes that read ahead; they change no number
+        pin_memory: bool = False,  # for a CUDA device, if there is one
     ):
         _check_numbers(
             dict(
@@ -431,6 +496,7 @@ class SequenceSampler:
                 batch_size=(batch_size, 1),
                 horizon=(horizon, 0),
                 relevant_within=(relevant_within, 0),
+                workers=(workers, 0),
             ),
         )
         self.recordings = recordings
@@ -438,6 +504,7 @@ class SequenceSampler:
         self.single_image_fraction = single_image_fraction
         self.seed = int(seed)
         self.workers = workers
+        self.pin_memory = pin_memory and torch.cuda.is_available()
         self.number = 0  # of the next batch
         self.rank = 0
         self.processes = 1
@@ -449,8 +516,7 @@ class SequenceSampler:
         }
         _check_windows(recordings, self.indices, relevant_fraction)
         self.reader = WindowReader(recordings, horizon, latents, fields)
-        self._ahead: deque[Future] = deque()  # batches that are being read
-        self._pool = ThreadPoolExecutor(workers) if workers else None
+        self._ahead: Iterator | None = None  # batches that workers read, in order
 
     def batch(
         self,
@@ -465,12 +531,14 @@ class SequenceSampler:
         index = self.indices[length]
         ids, relevant = self._draw_windows(rng, size, index)
         single = self._draw_single_images(rng, size)
+        some_single = single.any()
         mine = slice(self.rank, None, self.processes)
         episodes, starts = index.locate(ids[mine])
         return Batch(
             **self.reader.read(episodes, starts, length),
             relevant=torch.from_numpy(relevant[mine]),
-            single=torch.from_numpy(single[mine]),
+            num_uniform=int((~relevant[mine]).sum()),
+            single=torch.from_numpy(single[mine]) if some_single else None,
             episode=torch.from_numpy(episodes),
             start=torch.from_numpy(starts),
             importance=torch.from_numpy(self._importance(ids[mine], index)),
@@ -515,15 +583,53 @@ class SequenceSampler:
 
     def __next__(self) -> Batch:
         "The next batch of the stream."
-        if self._pool is None:
-            batch = self.batch(self.number)
-        else:
-            while len(self._ahead) <= self.workers:
-                number = self.number + len(self._ahead)
-                self._ahead.append(self._pool.submit(self.batch, number))
-            batch = self._ahead.popleft().result()
+        batch = self._read_by_worker() if self.workers else self.batch(self.number)
+        if self.pin_memory and not self.workers:
+            batch = batch.pin_memory()
         self.number += 1
         return batch
+
+    def _read_by_worker(self):
+        if self._ahead is None:
+            self._ahead = self._start_workers()
+            _with_workers.add(self)
+        try:
+            number, batch = next(self._ahead)
+        except Exception as error:  # of many kinds, all because a worker was killed
+            number = self.number
+            problem = one_line(f"{type(error).__name__} {error}")
+            batch = RuntimeError(
+                f"batch {number}: a worker has ended ({problem}). "
+                "Hint: give fewer workers, or 0, if memory is short"
+            )
+        if isinstance(batch, Exception):
+            self.close()
+            raise batch
+        if number != self.number:  # an interrupted call took a batch and did not count it
+            self.close()
+            return self._read_by_worker()
+        return batch
+
+    def _start_workers(self):
+        "Batches from `number` on, in order."
+        loader = DataLoader(
+            _BatchesByNumber(self),
+            batch_size=None,  # it is one already
+            sampler=itertools.count(self.number),  # type: ignore[arg-type]
+            num_workers=self.workers,
+            persistent_workers=True,
+            collate_fn=_as_it_is,
+            pin_memory=self.pin_memory,
+            generator=torch.Generator(),  # else it draws from the global one
+        )
+        return iter(loader)
+
+    def close(self) -> None:
+        "End the workers; the next batch starts others."
+        self._ahead = None
+
+    def __getstate__(self) -> dict[str, Any]:  # without workers, which stay where they are
+        return self.__dict__ | dict(_ahead=None)
 
     def shard(
         self,
@@ -531,15 +637,10 @@ class SequenceSampler:
         processes: int,  # number of processes that share each batch
     ) -> "SequenceSampler":
         "Let several processes share each batch, row by row in turn."
-        self._drop_ahead()
+        self.close()
         self.rank = rank
         self.processes = processes
         return self
-
-    def _drop_ahead(self):
-        for future in self._ahead:
-            future.cancel()
-        self._ahead.clear()
 
     def state_dict(self) -> dict[str, Any]:  # JSON-able
         "Everything needed to continue the stream."
@@ -558,6 +659,6 @@ class SequenceSampler:
                 f"{windows}. "
                 "Hint: resume with the same recordings and lengths, or start anew"
             )
-        self._drop_ahead()
+        self.close()
         self.seed = state["seed"]
         self.number = state["number"]
