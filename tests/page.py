@@ -1,6 +1,8 @@
 """A real browser in front of the panel: servers, keys, and how fast it is.
 
-python tests/page.py RUN JSON PNG
+python tests/page.py RUN JSON PNG [speed]
+
+With `speed` only the page is measured; what the file says about dream and truth stays.
 """
 
 import contextlib
@@ -8,6 +10,7 @@ import os
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import sysconfig
@@ -75,12 +78,19 @@ def wait_for_answer(url, seconds=300):
 
 
 @contextlib.contextmanager
-def voila(run, out):
-    "The address of `dreamer4 play`"
+def voila_server(run, out):
+    "The process of `dreamer4 play`, and its address"
     with server(SCRIPTS / "dreamer4", "play", run, "--port", 0, "--out", out) as p:
         line = p.stdout.readline()
         addresses = [word for word in line.split() if word.startswith("http")]
-        yield wait_for_answer(addresses[0])
+        yield p, wait_for_answer(addresses[0])
+
+
+@contextlib.contextmanager
+def voila(run, out):
+    "The address of `dreamer4 play`"
+    with voila_server(run, out) as (_, url):
+        yield url
 
 
 @contextlib.contextmanager
@@ -104,13 +114,13 @@ def lab(folder):
         yield wait_for_answer(f"http://localhost:{port}/lab") + "/tree/play.ipynb"
 
 
-# notes in the page when a key went down and when the picture after it was there
+# notes in the page when a key went down and when a picture was drawn
 _NOTE_TIMES = """() => {
   const el = document.querySelector('.dreamer4-screen')
-  const img = el.querySelector('img')
   window.times = { keys: [], pictures: [] }
   el.addEventListener('keydown', () => window.times.keys.push(performance.now()), true)
-  img.addEventListener('load', () => window.times.pictures.push(performance.now()))
+  const note = () => window.times.pictures.push(performance.now())
+  new MutationObserver(note).observe(el, { attributeFilter: ['data-drawn'] })
 }"""
 ARROWS = ("ArrowLeft", "ArrowUp", "ArrowRight", "ArrowDown")
 
@@ -142,11 +152,48 @@ def press_without_waiting(page, seconds, keys):
     time.sleep(0.5)
 
 
-def measure(page, presses=60, seconds=10, keys=ARROWS):
+def hold_down(page, seconds, key):
+    "A key goes down and is repeated 30 times a second, as keyboards do, until it is released"
+    end = time.monotonic() + seconds
+    repeat = time.monotonic()
+    while repeat < end:
+        page.keyboard.down(key)
+        repeat += 1 / 30
+        time.sleep(max(0, repeat - time.monotonic()))
+    page.keyboard.up(key)
+
+
+def pictures_while(page, act):
+    "Pictures that are drawn while something is done, and how many a second that are"
+    before = page.evaluate("window.times.pictures.length")
+    act()
+    drawn = page.evaluate("window.times.pictures")[before:]
+    duration = max(1e-3, drawn[-1] - drawn[0]) / 1000
+    return len(drawn), (len(drawn) - 1) / duration
+
+
+def measure_held(page, seconds, keys):
+    "One key after the other is held"
+
+    def hold_keys():
+        for key in keys:
+            hold_down(page, seconds / len(keys), key)
+
+    before = processor_seconds()
+    steps, steps_per_second = pictures_while(page, hold_keys)
+    spent = processor_seconds() - before
+    return dict(
+        steps=steps,
+        steps_per_second=steps_per_second,
+        processor_ms_per_step=1000 * spent / steps,
+    )
+
+
+def measure(page, presses=60, seconds=10, keys=ARROWS, repeats=3):
     """Milliseconds from a key to its picture; pictures per second.
 
-    For the first, one key is pressed at a time; for the second, keys come faster than they
-    can be served.
+    For the first, one key is pressed at a time. For the second, keys are held, the median of
+    some repetitions; and pressed faster than they can be served.
     """
     page.locator(".dreamer4-screen").click()
     page.evaluate(_NOTE_TIMES)
@@ -156,15 +203,19 @@ def measure(page, presses=60, seconds=10, keys=ARROWS):
     times = page.evaluate("window.times")
     pairs = zip(times["keys"], times["pictures"])
     waits = sorted(picture - key for key, picture in pairs)
-    press_without_waiting(page, seconds, keys)
-    fast = page.evaluate("window.times.pictures")[presses:]
-    duration = max(1e-3, fast[-1] - fast[0]) / 1000
+    held = [measure_held(page, seconds, keys) for _ in range(repeats)]
+    rates = [result["steps_per_second"] for result in held]
+    steps, steps_per_second = pictures_while(
+        page, lambda: press_without_waiting(page, seconds, keys)
+    )
     return dict(
         presses=presses,
         key_to_picture_ms=dict(median=waits[presses // 2], p90=waits[presses * 9 // 10]),
         processor_ms_per_step=1000 * spent / presses,
-        steps=len(fast),
-        steps_per_second=(len(fast) - 1) / duration,
+        steps=steps,
+        steps_per_second=steps_per_second,
+        held=held,
+        held_steps_per_second=statistics.median(rates),
     )
 
 
@@ -176,7 +227,7 @@ def measure_page(run, picture):
         browser(1040, 520) as page,
     ):
         page.goto(url)
-        page.locator(".dreamer4-screen img").wait_for()
+        page.locator(".dreamer4-screen[data-drawn]").wait_for()
         time.sleep(2)
         load = os.getloadavg()[0]
         speed = measure(page)
@@ -185,12 +236,12 @@ def measure_page(run, picture):
 
 
 if __name__ == "__main__":
-    from dreamer4_nb.files import write_json
+    from dreamer4_nb.files import read_json, write_json
     from dreamer4_nb.play.panel import side_by_side
     from dreamer4_nb.play.player import Player
     from dreamer4_nb.run.folder import machine_info
 
-    run, target, picture = sys.argv[1:]
+    run, target, picture, *only = sys.argv[1:]
     load, speed = measure_page(run, picture)
     player = Player(run)
     policy = "imagination" if "imagination" in player.policies else "bc"
@@ -199,7 +250,10 @@ if __name__ == "__main__":
         machine=machine_info(),
         load_before=load,
         speed=speed,
-        side_by_side=side_by_side(player, policy),
     )
+    if only == ["speed"]:
+        results["side_by_side"] = read_json(target)["side_by_side"]
+    else:
+        results["side_by_side"] = side_by_side(player, policy)
     write_json(target, results)
     print(Path(target).read_text())

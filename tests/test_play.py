@@ -6,13 +6,16 @@ JupyterLab and Voila serve it; both must let it have its keys.
 import io
 import json
 import shutil
+import signal
 import socket
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
-from page import CHROMIUM, browser, lab, measure, voila
+from page import CHROMIUM, browser, lab, measure, voila, voila_server
 from PIL import Image
 from test_cli import assert_error, assert_usage, call
 
@@ -100,6 +103,18 @@ def test_context_and_sampling_steps(run):
     assert (one_call != first).any()
 
 
+def test_the_precision_of_the_agents_training(run):
+    player = Player(run)
+    exact = player.reset(1, 7).step("left").frame
+    player.precision = "bf16"
+    rounded = player.reset(1, 7).step("left").frame
+    difference = np.abs(exact.astype(int) - rounded)
+    assert 0 < difference.mean() < 8
+    player.play("bc")
+    assert player.step_back()
+    assert np.isfinite(player.history[-1].reward)
+
+
 def test_an_unknown_policy_is_named(player):
     with pytest.raises(ValueError, match="policy: 'luck' is not in this run. Hint: it has bc"):
         player.play("luck")
@@ -158,11 +173,33 @@ def test_a_port_that_is_taken():
 SCREEN = ".dreamer4-screen"
 
 
+# resolves when all that has reached the browser is drawn
+SETTLED = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+
+
 def picture(page):
     "What the screen shows, once it is drawn"
-    page.evaluate(f"document.querySelector('{SCREEN} img').decode()")
-    screenshot = page.locator(f"{SCREEN} img").screenshot()
+    page.evaluate(SETTLED)
+    screenshot = page.locator(f"{SCREEN} canvas").screenshot()
     return np.asarray(Image.open(io.BytesIO(screenshot)).convert("RGB"))
+
+
+def drawn(page):
+    "The number of the picture that is seen"
+    return int(page.locator(SCREEN).get_attribute("data-drawn"))
+
+
+def steps_taken(page):
+    "The number of steps by the line of actions"
+    words = page.locator(".dreamer4-strip").text_content().split()
+    return int(words[0])
+
+
+def wait_for_steps(page, steps):
+    "Wait until so many steps are taken, or more"
+    page.wait_for_function(
+        f"parseInt(document.querySelector('.dreamer4-strip').textContent) >= {steps}"
+    )
 
 
 def reward(page):
@@ -171,7 +208,7 @@ def reward(page):
 
 def press_and_look(page, *keys):
     "Keys change the picture and move the reward; screenshots are neither empty nor equal"
-    page.locator(f"{SCREEN} img").wait_for()
+    page.locator(f"{SCREEN}[data-drawn]").wait_for()
     page.locator(SCREEN).click()
     pictures = [picture(page)]
     rewards = [reward(page)]
@@ -205,7 +242,104 @@ def test_voila(run, tmp_path):
         page.get_by_role("button", name="let the agent play").click()
         page.locator(".dreamer4-chip.by-policy").first.wait_for()
         page.get_by_role("button", name="let the agent play").click()
-        assert measure(page, 4, 1)["steps"] > 0
+        assert measure(page, 4, 1, repeats=1)["steps"] > 0
+
+
+def hold_until(page, key, steps):
+    "Hold a key until so many steps are taken"
+    for _ in range(2):  # the second time is a repeat
+        page.keyboard.down(key)
+    wait_for_steps(page, steps)
+    page.keyboard.up(key)
+
+
+def steps_at_rest(page):
+    "The number of steps once neither it nor the picture changes any more"
+    before = None
+    while (now := (steps_taken(page), drawn(page))) != before:
+        before = now
+        time.sleep(1)
+    return steps_taken(page)
+
+
+def check_held_key(page):
+    "Steps and pictures follow a key that is held, and end with it; a press is one step"
+    page.keyboard.press("ArrowUp")
+    assert steps_at_rest(page) == 1
+    before = drawn(page)
+    hold_until(page, "ArrowLeft", 8)
+    held = steps_at_rest(page)
+    assert drawn(page) > before + 3
+    signs = page.locator(".dreamer4-chip").all_text_contents()
+    assert set(signs[1:]) == {"←"}, signs
+    hold_until(page, "ArrowDown", held + 4)
+    released = steps_at_rest(page)
+    page.keyboard.press("p", delay=50)  # pauses once, however long it is held
+    page.keyboard.press("p")
+    for _ in range(2):
+        page.keyboard.down("Backspace")
+    page.get_by_text("0 steps", exact=True).wait_for()
+    page.keyboard.up("Backspace")
+    assert released >= held + 4
+    assert steps_at_rest(page) == 0
+
+
+def check_dropped_pictures(page):
+    "A browser that draws nothing gets two pictures and no more; then it gets the newest"
+    page.evaluate("""() => {
+      const next = window.requestAnimationFrame.bind(window)
+      window.drawings = []
+      window.requestAnimationFrame = f =>
+        f.name === 'draw' ? window.drawings.push(f) : next(f)
+      window.draw_again = () => {
+        window.requestAnimationFrame = next
+        window.drawings.forEach(next)
+      }
+    }""")
+    before = drawn(page)
+    agent = page.get_by_role("button", name="let the agent play")
+    agent.click()
+    wait_for_steps(page, 8)
+    agent.click()
+    steps = steps_at_rest(page)
+    assert drawn(page) == before
+    page.evaluate("window.draw_again()")
+    page.wait_for_function(f"document.querySelector('{SCREEN}').dataset.drawn > {before + 2}")
+    assert drawn(page) == before + 3, "two were sent, and the newest"
+    seen = picture(page)
+    page.locator(SCREEN).click()
+    for key in (".", "Backspace"):
+        page.keyboard.press(key)
+        steps_at_rest(page)
+    assert steps_taken(page) == steps
+    assert (picture(page) == seen).all(), "it was the newest"
+
+
+def check_closed_page(page, process, url):
+    "A page is closed while a key is down; another one plays; then the server is interrupted"
+    for _ in range(2):
+        page.keyboard.down("ArrowLeft")
+    browser = page.context.browser
+    page.close()
+    other = browser.new_page()
+    other.set_default_timeout(300_000)
+    other.goto(url)
+    press_and_look(other, "ArrowLeft", " ")
+    kernels = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
+    assert not any(kernel.is_running() for kernel in kernels)
+
+
+@needs_browser
+def test_a_held_key_a_slow_browser_and_a_closed_page(run, tmp_path):
+    with voila_server(run, tmp_path) as (process, url), browser() as page:
+        page.goto(url)
+        page.locator(f"{SCREEN}[data-drawn]").wait_for()
+        page.locator(SCREEN).click()
+        check_held_key(page)
+        check_dropped_pictures(page)
+        check_closed_page(page, process, url)
 
 
 @needs_browser
@@ -219,7 +353,7 @@ def test_jupyterlab(run, tmp_path):
         page.locator(".jp-CodeCell .cm-content").first.click()
         page.keyboard.press("Shift+Enter")
         cells = page.locator(".jp-Notebook .jp-Cell")
-        page.locator(f"{SCREEN} img").wait_for()
+        page.locator(f"{SCREEN}[data-drawn]").wait_for()
         before = cells.count()
         # in JupyterLab's command mode: move, move, delete the cell, insert one
         press_and_look(page, "ArrowDown", "ArrowUp", "d", "d", "a")

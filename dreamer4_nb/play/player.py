@@ -11,6 +11,7 @@ __all__ = ['CUSTOMARY_KEYS', 'SPARE_KEYS', 'CURVE_PANELS', 'SIGNS', 'moves', 'de
 # %% ../../nbs/play/01_player.ipynb #d282dcd1
 from collections import deque
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -31,6 +32,7 @@ from ..models.tokenizer import Tokenizer
 from ..models.transformer import TimeCache
 from ..run.folder import POLICIES, RunError, RunFolder
 from ..run.load import run_folder
+from ..training.distributed import autocast, make_generator
 from ..training.memory import check_device
 from ..worlds.crafter import CrafterWorld, make_world
 
@@ -294,7 +296,13 @@ class Player:
         self.k_max = dynamics.k_max
         self.context = dynamics.context  # steps that the dream looks back on
         self.max_context = dynamics.context
+        self.device = self.agent.dynamics.pos.device
+        self.precision = self.run.config.agent_training.mixed_precision
         self.reset()
+
+    def _autocast(self) -> AbstractContextManager:
+        "The precision that the agent was trained in"
+        return autocast(self.device, self.precision)
 
     @torch.inference_mode()
     def reset(
@@ -304,17 +312,18 @@ class Player:
     ) -> "Player":  # itself
         "Begin at a recorded frame; the steps before it are the dream's past"
         self._check_start(episode, step)
-        device = self.agent.dynamics.pos.device
+        device = self.device
         known = window_before(self.recordings, self.latents, episode, step, self.context)
         known = known.to(device)
         self.episode = episode
         self.start = step
-        self.generator = torch.Generator().manual_seed(self.seed)
+        self.generator = make_generator(device, self.seed)
         task = torch.zeros(1, dtype=torch.long, device=device)
         self.dream = Dream(self.agent.dynamics, task, self.sample_steps, self.generator)
         self.dream.cache = TimeCache(self.context)
         self.decoder_cache = TimeCache(self.tokenizer.config.context)
-        features = cast(torch.Tensor, self.dream.observe(*known))
+        with self._autocast():
+            features = cast(torch.Tensor, self.dream.observe(*known))
         self.features = features[:, -1]  # of the newest step (1, feature_width)
         self.world, self.why_no_world = self._find_world()
         self._undo: deque[Snapshot] = deque(maxlen=self.undo_steps)
@@ -345,11 +354,12 @@ class Player:
 
     def _read(self, latents, true_frame, true_reward=None, action=None, by="") -> PlayedStep:
         "Decode the newest step, and predict from its features"
-        frames = self.tokenizer.decode(latents, cache=self.decoder_cache)
-        reward, cont = self.agent.predict_reward_and_continue(self.features)
         value = None
-        if self.value_head is not None:
-            value = self.agent.two_hot.mean(self.value_head(self.features, 0)).item()
+        with self._autocast():
+            frames = self.tokenizer.decode(latents, cache=self.decoder_cache)
+            reward, cont = self.agent.predict_reward_and_continue(self.features)
+            if self.value_head is not None:
+                value = self.agent.two_hot.mean(self.value_head(self.features, 0)).item()
         frame = to_uint8(frames[0, -1])
         return PlayedStep(
             frame, reward.item(), cont.item(), value, true_frame, true_reward, action, by
@@ -378,8 +388,9 @@ class Player:
             )
         )
         self.dream.sample_steps = self.sample_steps
-        batch = torch.as_tensor(action, device=self.features.device)[None]
-        latents, features = self.dream.step(batch)
+        batch = torch.as_tensor(action, device=self.device)[None]
+        with self._autocast():
+            latents, features = self.dream.step(batch)
         self.features = cast(torch.Tensor, features)[:, 0]
         true_frame, true_reward = self._step_world(action)
         played = self._read(latents, true_frame, true_reward, action, by)
@@ -427,11 +438,14 @@ class Player:
                 f"Hint: it has {', '.join(self.policies) or 'none'}"
             )
         head = self.policies[policy]
+        with self._autocast():
+            distribution = self.agent.action_distribution(
+                self.features, temperature or 1.0, head
+            )
         if temperature:
-            distribution = self.agent.action_distribution(self.features, temperature, head)
             action = distribution.sample(self.generator)
         else:
-            action = self.agent.action_distribution(self.features, 1.0, head).mode()
+            action = distribution.mode()
         return self.step(action[0].cpu().numpy(), policy)
 
     def replay_recording(
@@ -450,12 +464,15 @@ class Player:
         recorded = self.recordings.frames(episode)[start : start + steps + 1]
         return recorded, np.stack([played.frame for played in self.history])
 
-    def describe_actions(self) -> list[str]:  # one for each step after the first frame
+    def describe_actions(
+        self,
+        last: int | None = None,  # only so many, the newest; None: all
+    ) -> list[str]:  # one for each step after the first frame, or for the last of them
         "The actions so far, in words"
+        first = 1 if last is None else max(1, len(self.history) - last)
         return [
-            describe_action(self.codec, played.action)
-            for played in self.history
-            if played.action is not None
+            describe_action(self.codec, cast(np.ndarray, played.action))
+            for played in self.history[first:]
         ]
 
 
@@ -463,7 +480,7 @@ def to_uint8(
     frame: torch.Tensor,  # (C, H, W), float, about 0 to 1
 ) -> np.ndarray:  # uint8 (C, H, W)
     "A decoded frame as a picture"
-    return (frame.clamp(0, 1) * 255).round().byte().cpu().numpy()
+    return (frame.float().clamp(0, 1) * 255).round().byte().cpu().numpy()
 
 # %% ../../nbs/play/01_player.ipynb #83c11fdb
 def step_picture(
@@ -573,11 +590,12 @@ def draw_strip(
     last: int = 30,  # actions shown
 ) -> str:  # HTML
     "The newest actions in order; those of a policy in blue"
-    chips = []
-    for words, played in zip(player.describe_actions(), player.history[1:]):
-        chips.append({"sign": SIGNS.get(words, words), "by": played.by})
     steps = len(player.history) - 1
-    return render_template("play_strip.html.jinja", steps=steps, chips=chips[-last:])
+    shown = player.history[max(1, steps + 1 - last) :]
+    chips = []
+    for words, played in zip(player.describe_actions(last), shown):
+        chips.append({"sign": SIGNS.get(words, words), "by": played.by})
+    return render_template("play_strip.html.jinja", steps=steps, chips=chips)
 
 # %% ../../nbs/play/01_player.ipynb #489f5b6f
 def save_film(
