@@ -8,11 +8,17 @@ import sys
 import time
 from pathlib import Path
 
+import fake_device
+import numpy as np
 import pytest
 import torch
-from training_job import learner
+from fake_device import DEVICE
+from torch._subclasses.fake_tensor import DataDependentOutputException
+from training_job import QUIET, learner, quiet
 
+from dreamer4_nb.training import learner as learner_module
 from dreamer4_nb.training.callbacks import (
+    EMA,
     Callback,
     Compile,
     EarlyStopping,
@@ -27,13 +33,16 @@ from dreamer4_nb.training.checkpoint import (
     read_tensors,
     save_checkpoint,
 )
-from dreamer4_nb.training.distributed import make_accelerator
+from dreamer4_nb.training.distributed import Average, make_accelerator
 from dreamer4_nb.training.fit import fit_head, random_indices
-from dreamer4_nb.training.learner import FiniteCheck, NonFiniteLoss, StepCheck
+from dreamer4_nb.training.learner import FiniteCheck, Learner, NonFiniteLoss, StepCheck
+from dreamer4_nb.training.memory import set_matmul_precision
 from dreamer4_nb.training.optim import learning_rate, make_optimizers
 
 JOB = Path(__file__).with_name("training_job.py")
 FILES = ["model.safetensors", "ema.safetensors", "optimizer.safetensors"]
+# what accelerate launch sets for its configuration
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
 
 def start(*args):
@@ -43,6 +52,24 @@ def start(*args):
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def start_on(processes, out, steps, *options, **environment):
+    "The training job under torchrun"
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(processes), str(JOB), str(out), str(steps), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | dict(OMP_NUM_THREADS="1") | environment,
+    )
+
+
+def train_on(*args, **environment):
+    process = start_on(*args, **environment)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-3000:]
 
 
 def run_code(code, **environment):
@@ -76,6 +103,11 @@ def assert_same(a, b):
         y = read_tensors(Path(b) / "checkpoint" / name)
         assert x.keys() == y.keys()
         assert all(torch.equal(x[k], y[k]) for k in x), name
+
+
+def assert_same_losses(a, b, tolerance=1e-4):
+    rows = [[row["loss"] for row in read_training_log(out)] for out in (a, b)]
+    np.testing.assert_allclose(rows[0], rows[1], rtol=tolerance)
 
 
 def logged_steps(out):
@@ -132,34 +164,11 @@ def test_interrupted_before_the_first_step(tmp_path, whole):
 def test_a_parameter_without_gradient_so_far_resumes_the_same(tmp_path):
     "Its optimiser state does not exist when the checkpoint is written"
 
-    class Late(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            torch.manual_seed(0)
-            self.early = torch.nn.Linear(16, 16)
-            self.late = torch.nn.Linear(16, 16)
-
     def make(out, steps):
-        schedule = dict(decay="constant")
-        job = learner(out, steps, loss_fn=late_loss, schedule=schedule, callbacks=())
-        job.model = Late()
-        job.optimizers = make_optimizers(job.model, lr=1e-2)
-        job._steppers = job.optimizers
-        for optimizer in job.optimizers:
-            for group in optimizer.param_groups:
-                group["peak"] = group["lr"]
-        job.parameters = list(job.model.parameters())
-        jobs.append(job)
+        job = learner(out, steps, idle=True, loss_fn=quiet, callbacks=(), **QUIET)
+        job.model.use_late = lambda: job.step >= 10
         return job
 
-    def late_loss(model, batch, generator):
-        x = batch.frames.flatten(2).float() / 255
-        y = model.early(x)
-        if jobs[-1].step >= 10:
-            y = y + model.late(x)
-        return dict(pixels=(y - x).square().mean())
-
-    jobs = []
     one = make(tmp_path / "one", 20).fit()
     make(tmp_path / "two", 8).fit()
     two = make(tmp_path / "two", 20).fit(resume=True)
@@ -193,6 +202,160 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path):
         assert learner(out, 30, width=400).fit(resume=True).step == 30
     finally:
         subprocess.run(["umount", "-l", disk])
+
+
+def test_a_failed_save_is_raised_by_the_next(tmp_path):
+    "The old checkpoint stays, and nothing temporary"
+    learner(tmp_path, 10).fit()
+    job = learner(tmp_path, 100, save_every=1)
+    calls = []
+
+    class Spoil(Callback):
+        def after_step(self, learner):
+            calls.append(learner.step)
+            if learner.step == 12:
+                learner.writer.path = tmp_path / "log.jsonl" / "checkpoint"
+
+    job.callbacks.insert(0, Spoil())
+    with pytest.raises(OSError, match="could not be written .* Hint: free some space"):
+        job.fit(resume=True)
+    assert calls[-1] == 13
+    assert step_of(tmp_path) == 11
+
+
+def test_a_process_killed_while_it_saves_slices_leaves_the_checkpoint(tmp_path):
+    out = tmp_path / "run"
+    process = start_on(2, out, 12, "0", "quiet", "layers", "killed", **FSDP)
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert step_of(out) == 5
+    for name, steps in ((out, 12), (tmp_path / "whole", 12)):
+        learner(name, steps, layers=True, loss_fn=quiet, **QUIET).fit(resume=True)
+    assert_same_losses(out, tmp_path / "whole")
+
+
+# --- more steps than before, and fewer
+
+
+def test_a_finished_run_is_given_more_steps(tmp_path, capsys):
+    learner(tmp_path, 10).fit()
+    job = learner(tmp_path, 20).fit(resume=True)
+    assert (job.step, step_of(tmp_path)) == (20, 20)
+    whole = learner(None, 20).fit()
+    assert job.history[-1]["learning_rate"] == whole.history[-1]["learning_rate"]
+    before = (tmp_path / "checkpoint" / "state.json").read_text()
+    capsys.readouterr()
+    assert learner(tmp_path, 20).fit(resume=True).step == 20
+    assert capsys.readouterr().out == ""
+    assert learner(tmp_path, 15).fit(resume=True).step == 20
+    assert "20 steps have been trained and 15 are asked for" in capsys.readouterr().out
+    assert (tmp_path / "checkpoint" / "state.json").read_text() == before
+
+
+def test_a_run_that_was_stopped_goes_on_if_more_steps_are_asked_for(tmp_path):
+    def make(steps):
+        stopper = EarlyStopping(lambda job: 1.0, every=5, patience=2)
+        return learner(tmp_path, steps, callbacks=[stopper])
+
+    assert make(30).fit().step == 15
+    assert make(30).fit(resume=True).step == 15
+    assert make(20).fit(resume=True).step == 15
+    assert make(40).fit(resume=True).step == 25  # its patience begins anew
+
+
+# --- micro-batches
+
+
+class Halves:
+    "Each batch of a sampler in two parts"
+
+    def __init__(self, batches):
+        self.batches = batches
+        self.rest = []
+
+    def __next__(self):
+        if not self.rest:
+            batch = next(self.batches)
+            self.rest = [batch.select(slice(0, 2)), batch.select(slice(2, 4))]
+        return self.rest.pop(0)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
+def test_two_halves_are_a_whole_batch(compiled):
+    "Also where the masked terms count unequally many steps in the halves"
+    callbacks = [Compile()] if compiled else []
+    whole = learner(None, 12, loss_fn=quiet, **QUIET).fit()
+    job = learner(None, 12, loss_fn=quiet, accumulate=2, **QUIET | dict(callbacks=callbacks))
+    job.batches = Halves(job.batches)
+    job.fit()
+    assert len(job.history) == 12
+    for ours, theirs in zip(job.history, whole.history, strict=True):
+        for name in ("loss", "pixels", "edge", "reward", "gradient_norm", "rewarded"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
+    for name, tensor in model_tensors(whole.model).items():
+        torch.testing.assert_close(
+            model_tensors(job.model)[name], tensor, rtol=1e-3, atol=1e-5
+        )
+
+
+def test_micro_batches_draw_their_noise_once():
+    "What is computed again in the backward pass has the same noise, each part its own"
+    noise = []
+
+    def noisy_loss(model, batch, generator):
+        x = batch.frames.flatten(2).float() / 255
+        noise.append(torch.randn(x.shape, generator=generator))
+        return dict(pixels=(model(x + noise[-1]) - x).square().mean())
+
+    learner(None, 1, loss_fn=noisy_loss, accumulate=2).fit()
+    first, second, again, and_again = noise
+    assert not torch.equal(first, second)
+    assert torch.equal(torch.stack([first, second]).sum(0), again + and_again)
+
+
+# --- an accelerator that does not exist
+
+
+def test_a_step_reads_nothing_from_the_device(monkeypatch):
+    monkeypatch.setattr(
+        learner_module, "make_generator", lambda device, seed: fake_device.make_generator(seed)
+    )
+
+    class Loss:
+        def draw(self, model, batch, generator):
+            return torch.randn(batch["x"].shape, generator=generator, device=DEVICE)
+
+        def __call__(self, model, batch, noise):
+            error = (model(batch["x"] + noise) - batch["x"]).square()
+            known = Average((error * batch["known"]).sum(), batch["known"].sum())
+            metrics = dict(known=known, largest=error.max())
+            return dict(mse=error.mean(), known=known, metrics=metrics)
+
+    def batches():
+        while True:
+            yield dict(
+                x=torch.zeros(4, 3, device=DEVICE), known=torch.ones(4, 3, device=DEVICE)
+            )
+
+    with fake_device.fake_device():
+        net = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.LayerNorm(3))
+        model = fake_device.to_fake_device(net)
+        job = Learner(model, Loss(), batches(), 100, device=DEVICE, callbacks=[EMA()])
+        for callback in job.callbacks:
+            callback.before_fit(job)
+        job._commit()
+        with fake_device.no_copies():
+            for _ in range(3):
+                job.train_step()
+                for callback in job.callbacks:
+                    callback.after_step(job)
+                assert not job._is_interrupted()
+        for callback in job.callbacks:
+            callback.close()
+        assert job.loss.device.type == DEVICE.type
+        assert len(job.finite.pending) == 3
+        with pytest.raises(DataDependentOutputException):
+            job.finite.check_pending()  # what would have been noticed
 
 
 # --- checkpoints that do not fit
@@ -300,6 +463,7 @@ def test_a_checkpoint_lost_between_two_renames_is_found(tmp_path):
         (lambda: learning_rate(0, 1, decay="late"), "decay: 'late' is not"),
         (lambda: make_optimizers(torch.nn.Linear(1, 1), "adam"), "optimizer: 'adam' is not"),
         (lambda: make_accelerator("cpu", "fp8"), "mixed_precision: 'fp8' is not"),
+        (lambda: set_matmul_precision("tf32"), "matmul_precision = 'tf32': must be one of"),
         (
             lambda: fit_head(torch.nn.Linear(1, 1), None, random_indices(1)),
             "either steps or seconds",
@@ -331,7 +495,7 @@ def test_batches_that_cannot_be_resumed(tmp_path):
 def bad_step(number, finite=False):
     terms = dict(good=torch.tensor(1.0), bad=torch.tensor(float("nan")))
     batch = dict(episode=torch.arange(20), start=torch.full((20,), 7))
-    return StepCheck(torch.tensor(finite), number, terms, batch)
+    return StepCheck(torch.tensor(finite), number, terms, [batch])
 
 
 def test_a_bad_loss_names_its_windows(tmp_path):
@@ -341,14 +505,17 @@ def test_a_bad_loss_names_its_windows(tmp_path):
     assert "keeps the last good step. Hint: " in str(e.value)
 
 
-def test_a_gpu_is_judged_one_step_later():
-    check = FiniteCheck(torch.device("cuda"), None)
-    check.check(bad_step(1))
+def test_the_steps_of_a_gpu_are_judged_together():
+    check = FiniteCheck(torch.device("cuda"), None, every=4)
+    for number in range(3):
+        check.check(bad_step(number, finite=number != 1))
+    assert list(check.pending[0].batches[0]) == ["episode", "start"]
     with pytest.raises(NonFiniteLoss, match="step 1: "):
-        check.check(bad_step(2, finite=True))
-    check.check(bad_step(3))
-    with pytest.raises(NonFiniteLoss, match="step 3: "):
-        check.check_pending()
+        check.check(bad_step(3))
+    check.check(bad_step(4))
+    with pytest.raises(NonFiniteLoss, match="step 4: ") as error:
+        check.check_pending()  # before a checkpoint
+    assert error.value.windows == [(i, 7) for i in range(20)]
     check.check_pending()
 
 
@@ -412,6 +579,20 @@ def test_training_continues_without_a_compiler(tmp_path):
 def test_compile_leaves_the_model_as_it_was():
     job = learner(None, 3, callbacks=[Compile()]).fit()
     assert "forward" not in vars(job.model)
+    job = learner(None, 3, loss_fn=quiet, callbacks=[Compile()]).fit()
+    assert "batch_terms" not in vars(job.loss_module)
+
+
+def test_a_break_in_the_graph_of_a_drawn_loss_is_an_error():
+    class Reading(type(quiet)):
+        def __call__(self, model, batch, drawn):
+            terms = super().__call__(model, batch, drawn)
+            if terms["pixels"].item() < 0:
+                terms.pop("pixels")
+            return terms
+
+    with pytest.raises(Exception, match="(?s)fullgraph|graph break|item"):
+        learner(None, 3, loss_fn=Reading(), callbacks=[Compile()]).fit()
 
 
 # --- memory and processes
@@ -457,3 +638,74 @@ def test_two_processes_end_with_the_same_parameters(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert step_of(tmp_path / "run") == 20
+
+
+def test_what_no_loss_uses_stays_untouched_in_one_process_and_in_two(tmp_path):
+    "Weight decay as well leaves it alone; a layer that is used later on is trained from there"
+    one, two = tmp_path / "one", tmp_path / "two"
+    job = learner(one, 20, idle=True, loss_fn=quiet, **QUIET)
+    start = {name: tensor.clone() for name, tensor in model_tensors(job.model).items()}
+    job.model.use_late = lambda: job.step >= 10
+    job.fit()
+    train_on(2, two, 20, "0", "quiet", "late")
+    assert_same_losses(one, two)
+    for out in (one, two):
+        tensors = read_tensors(out / "checkpoint" / "model.safetensors")
+        moments = read_tensors(out / "checkpoint" / "optimizer.safetensors")
+        assert torch.equal(tensors["idle.weight"], start["idle.weight"])
+        assert not torch.equal(tensors["late.weight"], start["late.weight"])
+        assert not any("idle" in name for name in moments)
+        assert moments["0/late.weight/step"] == 10
+        assert moments["0/net.0.weight/step"] == 20
+
+
+def test_slices_are_read_by_any_number_of_processes(tmp_path):
+    "Two, three, and one that reads them as a whole"
+    one, sliced = tmp_path / "one", tmp_path / "sliced"
+    settings = dict(layers=True, loss_fn=quiet, rows=6, **QUIET)
+    learner(one, 9, **settings).fit()
+    train_on(2, sliced, 3, "0", "quiet", "layers", "six", **FSDP)
+    assert len(list((sliced / "checkpoint" / "shards").iterdir())) == 2
+    train_on(3, sliced, 6, "0", "quiet", "layers", "six", **FSDP)
+    assert len(list((sliced / "checkpoint" / "shards").iterdir())) == 3
+    loaded = load_model(sliced, learner(None, 1, **settings).model, ema=False)
+    job = learner(sliced, 9, **settings)
+    job.load()
+    for name, tensor in model_tensors(loaded).items():
+        assert torch.equal(tensor, model_tensors(job.model)[name]), name
+    first = next((sliced / "checkpoint" / "shards").iterdir())
+    content = first.read_bytes()
+    first.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ValueError, match="crc32: does not fit. Hint: copy it again"):
+        load_model(sliced, loaded)
+    first.unlink()
+    with pytest.raises(FileNotFoundError, match="no such checkpoint file"):
+        load_model(sliced, loaded)
+    first.write_bytes(content)
+    wide = torch.nn.Linear(1, 1)
+    with pytest.raises(ValueError, match="shards: tensor 'weight' is missing"):
+        load_model(sliced, wide)
+    job.fit(resume=True)
+    assert_same_losses(one, sliced)
+    assert {p.name for p in (sliced / "checkpoint").iterdir()} == {*FILES, "state.json"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", ["compile", "halves", "muon"])
+def test_two_processes_with_options(tmp_path, option):
+    "The number of processes changes nothing, and compiled neither"
+    rows = 2 if option == "halves" else 4
+    optimizer = "muon" if option == "muon" else "adamw"
+    one, two = tmp_path / "one", tmp_path / "two"
+    settings = dict(loss_fn=quiet, rows=rows, optimizer=optimizer, accumulate=4 // rows)
+    learner(one, 12, **settings, **QUIET).fit()
+    train_on(2, two, 12, "0", "quiet", option)
+    assert_same_losses(one, two)
+
+
+@pytest.mark.slow
+def test_slices_and_micro_batches(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    learner(one, 12, layers=True, loss_fn=quiet, rows=2, accumulate=2, **QUIET).fit()
+    train_on(2, two, 12, "0", "quiet", "layers", "halves", **FSDP)
+    assert_same_losses(one, two)

@@ -2,9 +2,11 @@
 python training_job.py OUT STEPS [SECONDS_PER_STEP [OPTION ...]]
 
 Options: quiet (no noise), layers (a transformer), idle (with parameters that no loss uses),
-late (one is used from step 10 on), halves (two micro-batches a step), muon, bf16, compile."""
+late (one is used from step 10 on), halves (two micro-batches a step), six (rows a batch),
+killed (a process dies in its second save), muon, bf16, compile."""
 
 import os
+import signal
 import sys
 import time
 
@@ -15,6 +17,7 @@ from torch import nn
 from dreamer4_nb.data.dataset import MemoryRecordings
 from dreamer4_nb.data.windows import SequenceSampler
 from dreamer4_nb.models.transformer import Transformer
+from dreamer4_nb.training import checkpoint
 from dreamer4_nb.training.callbacks import EMA, Compile
 from dreamer4_nb.training.distributed import average
 from dreamer4_nb.training.learner import Learner
@@ -145,6 +148,20 @@ def check_slices(job):
     )
 
 
+def die_while_saving():
+    "The last process is killed in the middle of its second save"
+    write = checkpoint._write_shards
+    saves = []
+
+    def write_or_die(*args):
+        saves.append(args)
+        if len(saves) == 2 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(*args)
+
+    checkpoint._write_shards = write_or_die
+
+
 def main(out, steps, seconds=0.0, *options):
     loss_fn = quiet if "quiet" in options else loss
     if float(seconds):
@@ -159,7 +176,7 @@ def main(out, steps, seconds=0.0, *options):
         idle="idle" in options or "late" in options,
         loss_fn=loss_fn,
         callbacks=callbacks,
-        rows=2 if "halves" in options else 4,
+        rows=2 if "halves" in options else 6 if "six" in options else 4,
         accumulate=2 if "halves" in options else 1,
         optimizer="muon" if "muon" in options else "adamw",
         mixed_precision="bf16" if "bf16" in options else "no",
@@ -167,6 +184,8 @@ def main(out, steps, seconds=0.0, *options):
     )
     if "late" in options:
         job.model.use_late = lambda: job.step >= 10
+    if "killed" in options:
+        die_while_saving()
     job.fit(resume=True)
     if job.sharded:
         check_slices(job)
