@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRECISION_VARIANTS', 'PART_BENCHMARKS', 'STAGE_BENCHMARKS', 'eight_actions', 'random_frames', 'random_windows',
-           'new_dynamics', 'random_recordings', 'training_step', 'unchanged', 'tokenizer_step',
+           'new_dynamics', 'random_recordings', 'mean_of', 'training_step', 'unchanged', 'tokenizer_step',
            'bench_tokenizer_training', 'encode_windows', 'encode_frame_by_frame', 'bench_encode', 'FixedLevels',
            'dynamics_step', 'bench_dynamics_flow', 'bench_dynamics_shortcut', 'UncachedDream', 'dream_step',
            'bench_generation', 'uncached_dreams', 'bench_phase3', 'bench_loader', 'PlayedWorlds', 'bench_evaluation',
@@ -35,7 +35,7 @@ from ..evaluation.world_model import reconstruction_scores
 from ..models.agent import Agent, agent_loss
 from ..models.dynamics import Dream, Dynamics, dynamics_loss
 from ..models.fast_transformer import FastTransformer
-from ..models.shortcut import NoiseSchedule
+from ..models.shortcut import NoiseLevels, NoiseSchedule
 from ..models.tokenizer import Tokenizer, tokenizer_loss
 from ..models.transformer import TimeCache
 from ..policy import rollout
@@ -44,6 +44,7 @@ from ..policy.pmpo import ImaginationTrainer
 from ..run.run import Run
 from .timing import Benchmark
 from ..training.callbacks import Callback, Compile
+from ..training.distributed import Average
 from ..training.learner import Learner
 from ..training.optim import RMSNormalizer, make_optimizers
 from ..worlds.vector import VectorWorlds
@@ -118,6 +119,13 @@ def random_recordings(
     return recordings, LatentStore(folder / "latents")
 
 # %% ../../nbs/studies/16_benchmarks.ipynb #375f83b1
+def mean_of(
+    term: Average | torch.Tensor,  # of a loss
+) -> torch.Tensor:  # scalar
+    "The value of a loss term."
+    return term.mean if isinstance(term, Average) else term
+
+
 def training_step(
     model: nn.Module,  # is trained in place
     loss_fn: Callable,  # (model, batch, generator) -> terms
@@ -136,7 +144,7 @@ def training_step(
         with around():
             terms = loss_fn(model, batch, generator)
         terms.pop("metrics", None)
-        loss = sum(normalizer(name, value) for name, value in terms.items())
+        loss = sum(normalizer(name, mean_of(term)) for name, term in terms.items())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -242,12 +250,16 @@ class FixedLevels(NoiseSchedule):
             config.pure_noise,
             own_context=config.clean_past,
         )
-        for seed in itertools.count():
-            levels = super().sample(B, T, torch.Generator().manual_seed(seed))
-            _, _, bootstrap = levels
-            if bootstrap.any(1).sum() == rows:
-                self.levels = levels
-                break
+        self.rows = rows
+        self.levels = super().sample(B, T, torch.Generator().manual_seed(0))
+
+    def num_bootstrap_rows(
+        self,
+        B: int,  # not used
+        generator: torch.Generator | None = None,  # not used
+    ) -> int:
+        "As many sequences as were asked for."
+        return self.rows
 
     def sample(
         self,
@@ -255,7 +267,7 @@ class FixedLevels(NoiseSchedule):
         T: int,  # not used
         generator: torch.Generator | None = None,  # not used
         device: torch.device | str | None = None,  # not used: the levels are on the CPU
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> NoiseLevels:
         "The levels of the draw, whatever is asked for."
         return self.levels
 
@@ -651,7 +663,7 @@ def measure_precision(
     "The tokenizer's stage with some settings changed."
     config = Run(run_dir, progress=False).config.change(overrides)
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(Path(folder) / "run", config, progress=False, processes=1)
+        run = Run(Path(folder) / "run", config, progress=False)
         (run.out / "converted").symlink_to(Path(run_dir).resolve() / "converted")
         start = time.process_time()
         run.tokenizer()

@@ -59,10 +59,10 @@ def loss_between(
         assert clean is not None, "batch: has no latents"
         B, T = clean.shape[:2]
         schedule = model.noise_schedule
-        drawn = schedule.sample(B, T, generator)
+        drawn = schedule.sample(B, T, generator, clean.device)
         weight = None
         if space == "velocities":
-            weight = (1 - schedule.signal_level(drawn[0])) ** -2
+            weight = (1 - schedule.signal_level(drawn.signal_level_index)) ** -2
 
         def predict(z, signal_level_index, step_index, rows=slice(None)):
             actions = window.actions[rows]
@@ -228,7 +228,7 @@ def measure_cascade(
     seconds: float = 120,  # processor time of training
 ) -> dict:  # dynamics_steps, training speed, K: `dream_scores` and speed by K, repeat_last
     "A world model of the cascade, its dreams, and the speed of training and dreaming."
-    run = Run(run_dir, progress=False, processes=1)
+    run = Run(run_dir, progress=False)
     if run.config.is_trial:
         seconds = 2
     model, training_steps, training_speed = train_cascade_model(run, overrides, seed, seconds)

@@ -200,7 +200,7 @@ def measure_phase3(
     worlds: int,  # validation worlds, and as many test worlds
 ) -> dict:  # see `dream_and_play`
     "Imagination with some settings changed."
-    run = Run(run_dir, progress=False, processes=1)
+    run = Run(run_dir, progress=False)
     settings = {name: value for name, value in overrides.items() if name != "paid"}
     config = run.config.change(settings)
     intrinsic = run.intrinsic(config.imagination)
@@ -292,7 +292,7 @@ def measure_alarms(
     worlds: int,  # not used
 ) -> dict:  # history, histograms and their edges, warnings, reviewed_alarm (by iteration)
     "Phase 3 with something broken, recorded by the monitor."
-    run = Run(run_dir, progress=False, processes=1)
+    run = Run(run_dir, progress=False)
     settings = {name: value for name, value in overrides.items() if "." in name}
     c = run.config.change(settings).imagination
     dreamed, recorded = overrides.get("paid", (1.0, 1.0))

@@ -92,7 +92,7 @@ def measure_context(
     steps: int = 10,  # dreamed steps
 ) -> dict:  # average_precision, chance, correlation, by_step
     "Rewards of dreams that begin somewhere else, beside the recorded ones."
-    run = Run(run_dir, progress=False, processes=1)
+    run = Run(run_dir, progress=False)
     sampler = SequenceSampler(
         run.data()[1],
         worlds,
@@ -350,7 +350,7 @@ def measure_two_tasks(
     seconds: float = 120,  # processor time of training
 ) -> dict:  # steps of training, expects: rewards by task, does: presses by task
     "One agent for two tasks, with a task token or without one."
-    run = Run(run_dir, progress=False, processes=1)
+    run = Run(run_dir, progress=False)
     c = run.config
     if c.is_trial:
         seconds = 2

@@ -19,6 +19,7 @@ from ..data.windows import Batch, SequenceSampler
 from ..evaluation.world_model import rollout_windows
 from ..models.dynamics import Dynamics, dynamics_loss
 from dreamer4_nb.models.shortcut import (
+    NoiseLevels,
     NoiseSchedule,
     bootstrap_target,
     ramp_weight,
@@ -89,13 +90,16 @@ def lesson_loss(
         B, T = clean.shape[:2]
         schedule = model.noise_schedule
         ramp_floor = model.config.ramp_floor
-        drawn = list(schedule.sample(B, T, generator))
+        drawn = schedule.sample(B, T, generator, clean.device)
         weight = None
         if one_level:
-            drawn = [t[:, -1:].expand_as(t) for t in drawn]
+            of_last = [t[:, -1:].expand_as(t) for t in drawn[:3]]
+            drawn = NoiseLevels(*of_last, drawn.rows)
             weight = last_frame_only(clean)
         if lesson == "ramp on large steps only":
-            weight = ramp_on_large_steps(drawn[0], drawn[2], schedule, ramp_floor)
+            weight = ramp_on_large_steps(
+                drawn.signal_level_index, drawn.bootstrap, schedule, ramp_floor
+            )
 
         def predict(z, signal_level_index, step_index, rows=slice(None)):
             if one_level:
@@ -105,7 +109,7 @@ def lesson_loss(
             return model(z, signal_level_index, step_index, actions, mask)[0]
 
         value, metrics = shortcut_loss(
-            predict, clean, schedule, generator, tuple(drawn), weight, target, ramp_floor
+            predict, clean, schedule, generator, drawn, weight, target, ramp_floor
         )
         return dict(shortcut=value, metrics=metrics)
 
@@ -220,7 +224,7 @@ def measure_forcing(
     seconds: float = 120,  # processor time of training
 ) -> dict:  # dynamics_steps, K and context: `dream_scores` by K and by level, repeat_last
     "A world model that is taught one lesson, and its dreams beside held-out recordings."
-    run = Run(run_dir, progress=False, processes=1)
+    run = Run(run_dir, progress=False)
     if run.config.is_trial:
         seconds = 2
     model, training_steps = train_lesson(run, overrides, seed, seconds)

@@ -252,7 +252,7 @@ def measure_reward_head(
     fractions: Sequence[float] = (0.1, 0.01, 0.001),  # of the steps that is rewarded
 ) -> dict:  # shares: fraction -> diagnosis on held-out steps
     "A reward head for each fraction of rewarded steps."
-    run = Run(run_dir, progress=False, processes=1)
+    run = Run(run_dir, progress=False)
     train, held_out = run.data()
     inputs = overrides.get("see", INPUTS)
     x, by_episode = recorded_steps(run, train, inputs)
@@ -319,7 +319,7 @@ def measure_reward_return(
     worlds: int,  # validation worlds, and as many test worlds
 ) -> dict:  # rewarded_steps, and what `dream_and_play` returns
     "Phase 3 with a reward head that was fitted on few rewards, and nothing else that pays."
-    run = Run(run_dir, progress=False, processes=1)
+    run = Run(run_dir, progress=False)
     x, by_episode = recorded_steps(run, run.data()[0])
     head, rewarded = fit_thinned_head(
         run, overrides, seed, overrides["rewarded_fraction"], x, by_episode
@@ -390,7 +390,7 @@ def measure_tools_phase3(
     worlds: int,  # validation worlds, and as many test worlds
 ) -> dict:  # see `dream_and_play`
     "Phase 3 of *tools* with a remedy for its sparse rewards."
-    run = Run(run_dir, progress=False, processes=1)
+    run = Run(run_dir, progress=False)
     config = run.config.change({k: v for k, v in overrides.items() if k != "shaping"})
     method = overrides.get("shaping")
     rewards: Callable | None

@@ -173,7 +173,7 @@ def measure_samplers(
     steps: int = 15,  # dreamed steps
 ) -> dict:  # see `dream_scores`
     "Dreams by one sampler beside held-out recordings."
-    run = Run(run_dir, progress=False, processes=1)
+    run = Run(run_dir, progress=False)
     latents = run.latents()
     windows = rollout_windows(run.data()[1], latents, worlds, context + steps, seed)
     return dream_scores(
@@ -203,7 +203,7 @@ def measure_sampling_steps(
     steps: int = 15,  # dreamed steps
 ) -> dict:  # rollout: see `score_rollouts`; trees: recall, precision and cells by step
     "Dreams by the number of sampling steps, beside held-out recordings."
-    run = Run(run_dir, progress=False, processes=1)
+    run = Run(run_dir, progress=False)
     played = rollouts(
         run.trained("tokenizer"),
         run.trained("agent").dynamics,

@@ -124,7 +124,7 @@ def measure_attention_cost(
     seconds: float = 6,  # processor time for each length
 ) -> dict:  # lengths: `training_cost` by length; parameters
     "Speed and memory of a training step for windows of several lengths."
-    run = Run(run_dir, progress=False, processes=1)
+    run = Run(run_dir, progress=False)
     costs = {}
     for length in lengths:
         config = run.config.change({"tokenizer.context": length} | overrides)
@@ -286,7 +286,7 @@ def measure_tokenizer_time(
     episodes: int = 120,  # that the dynamics learns from
 ) -> dict:  # tokenizer_steps, `reconstruction_metrics`; on Crafter dynamics_steps, rollout
     "A tokenizer of one kind, then dynamics on its latents."
-    run = Run(run_dir, progress=False, processes=1)
+    run = Run(run_dir, progress=False)
     config = run.config.change({k: v for k, v in overrides.items() if k != "footage"})
     if run.config.is_trial:
         seconds = episodes = 2

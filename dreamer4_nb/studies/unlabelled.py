@@ -163,7 +163,7 @@ def measure_action_share(
     seconds: float = 120,  # processor time of training
 ) -> dict:  # dynamics_steps; K=1, K=4: `score_rollouts` and ssim
     "A world model that is given the actions of some episodes, and its dreams."
-    run = Run(run_dir, progress=False, processes=1)
+    run = Run(run_dir, progress=False)
     if run.config.is_trial:
         seconds = 2
     model, training_steps = train_partly_labelled(run, overrides, seed, seconds)
@@ -354,7 +354,7 @@ def measure_finetuning(
     seconds: tuple[float, float] = (90, 180),  # processor time for tokenizer and dynamics
 ) -> dict:  # before (dB), tokenizer_steps, tokenizer, dynamics_steps, rollout
     "Minetest learned on top of films or from nothing: tokenizer, then dynamics."
-    run = Run(Path(run_dir).parent / overrides["films"], progress=False, processes=1)
+    run = Run(Path(run_dir).parent / overrides["films"], progress=False)
     data = load_minetest(overrides["footage"])
     num_train = len(data) * 4 // 5
     train = select_episodes(data, range(num_train))
