@@ -1,7 +1,9 @@
-"A run whose stages are shared by two processes, also when one of them is killed"
+"Runs that are shared by two processes, also when one of them fails"
 
+import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,16 +15,18 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import rank_job
 import torch
 from training_job import QUIET, learner, quiet, recordings
 
 from dreamer4_nb.config import named
 from dreamer4_nb.data.windows import SequenceSampler
-from dreamer4_nb.pipeline import run_all
+from dreamer4_nb.pipeline import demo, run_all, train
 from dreamer4_nb.run import launch
+from dreamer4_nb.run.folder import RunError
 from dreamer4_nb.run.run import STAGES, Run
 from dreamer4_nb.training.callbacks import read_training_log
-from dreamer4_nb.training.checkpoint import read_tensors
+from dreamer4_nb.training.learner import NonFiniteLoss
 
 COMMAND = Path(sysconfig.get_path("scripts")) / "dreamer4"
 JOBS = Path(__file__).parent
@@ -85,29 +89,136 @@ def losses(out):
     return np.array([row["loss"] for row in read_training_log(out)])
 
 
-# --- a run that starts its helper by itself
-def test_a_helper_keeps_freed_memory_before_it_opens_the_run(monkeypatch):
+# --- functions in two ranks that `launch` starts
+
+
+def test_ranks_know_each_other_and_leave_the_parent_as_it_was():
+    before = dict(os.environ)
+    seen = launch.launch(rank_job.talk, processes=2)
+    assert seen["ranks"] == [0.0, 1.0]
+    assert seen["total"] == 1.0
+    assert seen["main"] == "rank 0 of 2"
+    assert seen["threads"] <= os.cpu_count() // 2
+    assert seen["variables"] == dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="2")
+    assert dict(os.environ) == before
+
+
+def test_a_rank_keeps_freed_memory_before_it_meets_the_others(monkeypatch):
     calls = []
-
-    class Job:
-        def train(self, steps):
-            calls.append(f"train {steps}")
-
-    def open_run(out, progress):
-        calls.append(f"open {out}")
-        return Job()
-
-    def leave(code):
-        raise SystemExit(code)
-
-    monkeypatch.setattr(launch, "_exit_with_first_process", int)
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")  # so that it is restored
     monkeypatch.setattr(launch, "keep_freed_memory", lambda: calls.append("keep"))
-    monkeypatch.setattr(launch.os, "_exit", leave)
-    with pytest.raises(SystemExit):
-        launch.serve(open_run, "run", "train", "[3]")
-    assert calls == ["keep", "open run", "train 3"]
+    monkeypatch.setattr(launch, "join_processes", lambda device, place: calls.append(place))
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: calls.append(n))
+    launch._become_rank(1, launch.RankJob(print, (), 2, "cpu", "/store"))
+    assert calls == [1, "keep", "file:///store"]
+    assert os.environ["RANK"] == "1"
 
 
+FAILURES = {
+    "killed": (
+        "kill",
+        1,
+        RunError,
+        r"^process 1 of 2 was killed \(SIGKILL\), .* memory\. Hint:",
+    ),
+    "memory": (
+        "lack_memory",
+        1,
+        RunError,
+        r"^process 1: out of memory\. Hint: smaller batches",
+    ),
+    "disk": ("fill_disk", 0, OSError, r"No space left on device: 'runs/a/run.json'"),
+}
+
+
+@pytest.mark.parametrize("how, which, kind, line", FAILURES.values(), ids=FAILURES)
+def test_a_failing_rank_is_one_line(how, which, kind, line):
+    start = time.monotonic()
+    with pytest.raises(kind, match=line) as caught:
+        launch.launch(rank_job.fail, (how, which), processes=2)
+    assert len(str(caught.value).splitlines()) == 1
+    assert time.monotonic() - start < 60
+    assert "Hint: " in str(caught.value) or caught.value.errno == errno.ENOSPC
+
+
+def test_a_rank_that_computes_alone_ends_with_the_others():
+    "A loss that is not finite keeps its kind and its windows"
+    start = time.monotonic()
+    with pytest.raises(NonFiniteLoss, match="step 3: mse = nan") as caught:
+        launch.launch(rank_job.fail, ("lose_track", 1, True), processes=2)
+    assert time.monotonic() - start < 60
+    assert caught.value.windows == [(0, 7)]
+    children = psutil.Process().children(recursive=True)
+    assert not [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+
+def test_ctrl_c_reaches_each_rank_once(tmp_path):
+    "A terminal sends it to all processes of the command at the same time"
+    job = JOBS / "rank_job.py"
+    process = start_process(sys.executable, job, "count_interrupts", tmp_path)
+    ready = [tmp_path / "ready0", tmp_path / "ready1"]
+    wait_until(process, lambda: all(path.exists() for path in ready), "two ranks")
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = finish(process, succeeds=False)
+    assert error.count("Traceback") == 1, error
+    assert error.strip().endswith("KeyboardInterrupt")
+    for rank in range(2):
+        assert (tmp_path / str(rank)).read_text() == "interrupted\n"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_starts_nothing(monkeypatch):
+    monkeypatch.setattr(launch, "Ranks", None)
+    with pytest.raises(ValueError, match="^device: 'cuda', but PyTorch finds no GPU here"):
+        launch.launch(rank_job.talk, processes=2, device="cuda")
+
+
+def test_a_lock_ends_with_its_holder(tmp_path):
+    code = (
+        "import sys, time\n"
+        "from dreamer4_nb.run.launch import run_lock\n"
+        "with run_lock(sys.argv[1]):\n"
+        "    print('held', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    holder = start_process(sys.executable, "-c", code, tmp_path)
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(RunError, match=f"run.lock: process {holder.pid} on .* Hint: wait"):
+        with launch.run_lock(tmp_path):
+            pass
+    holder.kill()
+    holder.communicate()
+    with launch.run_lock(tmp_path):
+        assert (tmp_path / "run.lock").exists()
+    assert not list(tmp_path.iterdir())
+
+
+def can_trace():
+    "Whether strace is here and may be used"
+    if shutil.which("strace") is None:
+        return False
+    return subprocess.run(["strace", "-o", os.devnull, "true"]).returncode == 0
+
+
+@pytest.mark.skipif(not can_trace(), reason="no strace, or it may not trace")
+def test_no_name_server_is_asked_and_no_connection_leaves_the_machine(tmp_path):
+    calls = tmp_path / "calls"
+    names = "trace=connect,sendto,sendmsg,sendmmsg,openat"
+    trace = ["strace", "-f", "-qq", "-e", names, "-o", calls]
+    out = tmp_path / "out"
+    finish(start_process(*trace, sys.executable, JOBS / "rank_job.py", "train_a_little", out))
+    assert last_step(out) == 2
+    text = calls.read_text()
+    reached = [line for line in text.splitlines() if "sa_family=AF_INET" in line]
+    assert reached, "the ranks have not met?"
+    for line in reached:
+        assert re.search(r'inet_addr\("127\.|"::1"', line), line
+        assert "htons(53)" not in line, line
+    assert "/etc/resolv.conf" not in text
+
+
+# --- a run that starts its ranks by itself
 @pytest.fixture
 def start_run(tmp_path):
     "Starts a run whose tokenizer trains for long"
@@ -135,63 +246,83 @@ def start_run(tmp_path):
             process.kill()
 
 
-def helper_of(process):
-    "The helper process of a run, if it has one now"
+def ranks_of(process):
+    "The ranks that a command has started, in order"
+    ranks = []
     for child in psutil.Process(process.pid).children():
         try:
-            if any("dreamer4_nb.run" in word for word in child.cmdline()):
-                return child
+            if any("spawn_main" in word for word in child.cmdline()):
+                ranks.append(child)
         except psutil.Error:
             pass  # it has just ended
-    return None
+    return sorted(ranks, key=lambda child: child.create_time())
 
 
 def wait_for_training(process, out, since=0):
-    "Wait until the tokenizer has been trained beyond a step; returns the helper process"
+    "Wait until the tokenizer has been trained beyond a step; returns the ranks"
 
-    def helper_beyond():
-        helper = helper_of(process)
-        return helper if helper and last_step(out / "tokenizer") > since else None
+    def ranks_beyond():
+        ranks = ranks_of(process)
+        return ranks if len(ranks) == 2 and last_step(out / "tokenizer") > since else None
 
-    return wait_until(process, helper_beyond, f"a step beyond {since}")
+    return wait_until(process, ranks_beyond, f"a step beyond {since}")
 
 
-def test_a_killed_helper_ends_the_run_with_one_line(start_run, tmp_path):
+def error_lines(error):
+    return [line for line in error.splitlines() if "error: " in line]
+
+
+def test_a_second_command_and_a_killed_rank_get_one_line(start_run, tmp_path):
     process = start_run()
-    wait_for_training(process, tmp_path / "run").kill()
+    _, second = wait_for_training(process, tmp_path / "run")
+    _, error = finish(start_run(), succeeds=False)
+    assert error.startswith(f"error: {tmp_path}/run/run.lock: process {process.pid} on")
+    assert len(error.splitlines()) == 1
+    second.kill()
     _, error = process.communicate(timeout=60)
-    lines = [line for line in error.splitlines() if line.startswith("error:")]
     assert process.returncode == 1, error[-2000:]
+    lines = error_lines(error)
     assert len(lines) == 1, error[-2000:]
-    assert "helpers.log" in lines[0]
+    assert "process 1 of 2 was killed" in lines[0]
     assert "run the same command again" in lines[0]
+    assert "Traceback" not in error
 
 
-def test_an_interrupted_run_continues_and_a_killed_one_ends_its_helper(start_run, tmp_path):
+def test_an_interrupted_run_continues_and_a_killed_one_ends_its_ranks(start_run, tmp_path):
     out = tmp_path / "run"
     process = start_run()
     wait_for_training(process, out)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    _, error = process.communicate(timeout=60)
     assert process.returncode == 1
+    assert "stopped; run the same command" in error
+    assert "Traceback" not in error
     saved = saved_step(out / "tokenizer")
     assert saved >= 25
     again = start_run()
     # later lines of the log are written only by a run that continued from there
-    helper = wait_for_training(again, out, since=saved)
+    ranks = wait_for_training(again, out, since=saved)
     again.send_signal(signal.SIGKILL)
     again.wait()
-    _, alive = psutil.wait_procs([helper], timeout=60)
-    assert not alive, "the helper lives on"
+    _, alive = psutil.wait_procs(ranks, timeout=60)
+    assert not alive, "a rank lives on"
     assert saved_step(out / "tokenizer") >= saved
+
+
+def test_slices_need_two_processes(tmp_path):
+    arguments = (tmp_path / "run", "--size", "smoke", "--upto", "tokenizer")
+    _, error = finish(start_process(COMMAND, "train", *arguments, **FSDP), succeeds=False)
+    lines = error_lines(error)
+    assert len(lines) == 1, error[-2000:]
+    assert "FSDP slices a model between processes" in lines[0]
+    assert "Hint: start two or more" in lines[0]
 
 
 @pytest.mark.slow
 def test_two_processes_write_the_files_of_one_run(tmp_path):
-    "Every stage, with a helper; nothing temporary is left"
-    run = Run(tmp_path / "run", named("smoke"), processes=2, progress=False)
-    run_all(run, "evaluate")
-    assert [stage for stage in STAGES if run.done(stage)] == STAGES[:-1]
+    "Every stage; nothing temporary is left"
+    run = demo(named("smoke"), tmp_path / "run", progress=False, processes=2)
+    assert [stage for stage in STAGES if run.done(stage)] == STAGES
     assert (run.out / "results.json").exists()
     assert temporary_files(run.out) == []
     assert "WORLD_SIZE" not in os.environ
@@ -232,9 +363,7 @@ def train_on_two(out, steps, *more, **more_environment):
 
 
 def train_on_one(out, steps, **keywords):
-    job = learner(out, steps, **QUIET, **keywords)
-    job.loss_fn = quiet
-    job.fit(resume=True)
+    learner(out, steps, loss_fn=quiet, **QUIET, **keywords).fit(resume=True)
 
 
 def test_the_number_of_processes_changes_nothing(tmp_path):
@@ -254,22 +383,16 @@ def test_the_number_of_processes_changes_nothing(tmp_path):
 
 
 def test_sliced_training_is_the_same_training(tmp_path):
-    "FSDP, at first and again in the end, with one process in between"
+    "FSDP, at first and again later, with one process in between and in the end"
     one = tmp_path / "one"
     sliced = tmp_path / "sliced"
-    train_on_one(one, 30, layers=True)
+    train_on_one(one, 32, layers=True)
     train_on_two(sliced, 10, "layers", **FSDP)
     train_on_one(sliced, 20, layers=True)
     train_on_two(sliced, 30, "layers", **FSDP)
-    assert len(losses(one)) == 30
+    train_on_one(sliced, 32, layers=True)
+    assert len(losses(one)) == 32
     np.testing.assert_allclose(losses(sliced), losses(one), rtol=1e-4)
-    for name in ("model", "ema", "optimizer"):
-        file = Path("checkpoint") / f"{name}.safetensors"
-        assert shapes(one / file) == shapes(sliced / file)
-
-
-def shapes(path):
-    return {name: tensor.shape for name, tensor in read_tensors(path).items()}
 
 
 @pytest.mark.slow
@@ -411,7 +534,7 @@ def test_compiled_stages_learn_the_same(tmp_path):
     compiled = {f"{stage}_training.compile": True for stage in stages}
     for name, changes in {"plain": {}, "compiled": compiled}.items():
         config = named("smoke").change(changes)
-        run_all(Run(tmp_path / name, config, processes=2, progress=False), "agent")
+        train(config, None, tmp_path / name, upto="agent", progress=False, processes=2)
     for stage in stages:
         np.testing.assert_allclose(
             losses(tmp_path / "compiled" / stage),
@@ -421,14 +544,14 @@ def test_compiled_stages_learn_the_same(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_launcher_and_helpers_learn_the_same(tmp_path):
+def test_both_ways_of_starting_learn_the_same(tmp_path):
     launched = tmp_path / "launched"
     sliced = tmp_path / "sliced"
-    helped = tmp_path / "helped"
+    inside = tmp_path / "inside"
     finish(start_launched(launched, "--size", "smoke"))
     finish(start_launched(sliced, "--size", "smoke", **FSDP))
-    run_all(Run(helped, named("smoke"), processes=2, progress=False), "imagination")
-    assert learned_files(launched) == learned_files(helped)
+    train(named("smoke"), None, inside, progress=False, processes=2)
+    assert learned_files(launched) == learned_files(inside)
     for stage in ("tokenizer", "dynamics", "agent"):
         np.testing.assert_allclose(losses(sliced / stage), losses(launched / stage), rtol=1e-4)
 
@@ -460,6 +583,6 @@ def test_an_interrupted_launch_continues_with_another_number(tmp_path, sliced):
 def test_an_error_of_a_launched_command_is_one_line(tmp_path):
     (tmp_path / "run.json").write_text("{")
     _, error = finish(start_launched(tmp_path, "--size", "smoke"), succeeds=False)
-    lines = [line for line in error.splitlines() if "error: " in line]
+    lines = error_lines(error)
     assert len(lines) == 1, error[-3000:]
     assert "run.json: not readable" in lines[0]
