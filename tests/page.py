@@ -203,8 +203,8 @@ def measure(page, presses=60, seconds=10, keys=ARROWS, repeats=3):
     times = page.evaluate("window.times")
     pairs = zip(times["keys"], times["pictures"])
     waits = sorted(picture - key for key, picture in pairs)
-    held = [measure_held(page, seconds, keys) for _ in range(repeats)]
-    rates = [result["steps_per_second"] for result in held]
+    repetitions = [measure_held(page, seconds, keys) for _ in range(repeats)]
+    rates = [result["steps_per_second"] for result in repetitions]
     steps, steps_per_second = pictures_while(
         page, lambda: press_without_waiting(page, seconds, keys)
     )
@@ -214,7 +214,7 @@ def measure(page, presses=60, seconds=10, keys=ARROWS, repeats=3):
         processor_ms_per_step=1000 * spent / presses,
         steps=steps,
         steps_per_second=steps_per_second,
-        held=held,
+        held=repetitions,
         held_steps_per_second=statistics.median(rates),
     )
 

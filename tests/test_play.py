@@ -268,11 +268,11 @@ def check_held_key(page):
     assert steps_at_rest(page) == 1
     before = drawn(page)
     hold_until(page, "ArrowLeft", 8)
-    held = steps_at_rest(page)
+    after_left = steps_at_rest(page)
     assert drawn(page) > before + 3
     signs = page.locator(".dreamer4-chip").all_text_contents()
     assert set(signs[1:]) == {"←"}, signs
-    hold_until(page, "ArrowDown", held + 4)
+    hold_until(page, "ArrowDown", after_left + 4)
     released = steps_at_rest(page)
     page.keyboard.press("p", delay=50)  # pauses once, however long it is held
     page.keyboard.press("p")
@@ -280,7 +280,7 @@ def check_held_key(page):
         page.keyboard.down("Backspace")
     page.get_by_text("0 steps", exact=True).wait_for()
     page.keyboard.up("Backspace")
-    assert released >= held + 4
+    assert released >= after_left + 4
     assert steps_at_rest(page) == 0
 
 
@@ -306,13 +306,13 @@ def check_dropped_pictures(page):
     page.evaluate("window.draw_again()")
     page.wait_for_function(f"document.querySelector('{SCREEN}').dataset.drawn > {before + 2}")
     assert drawn(page) == before + 3, "two were sent, and the newest"
-    seen = picture(page)
+    newest = picture(page)
     page.locator(SCREEN).click()
     for key in (".", "Backspace"):
         page.keyboard.press(key)
         steps_at_rest(page)
     assert steps_taken(page) == steps
-    assert (picture(page) == seen).all(), "it was the newest"
+    assert (picture(page) == newest).all(), "it was the newest"
 
 
 def check_closed_page(page, process, url):

@@ -48,7 +48,7 @@ def png_bytes(
 class PictureStream:
     "Pictures for a browser: those that it has no time for are dropped, the newest never"
 
-    ahead = 2  # pictures that may have left without having been drawn
+    max_undrawn = 2  # pictures that may have left without having been drawn
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class PictureStream:
         self._send_newest()
 
     def _send_newest(self):
-        if not self.is_waiting or self.sent - self.drawn >= self.ahead:
+        if not self.is_waiting or self.sent - self.drawn >= self.max_undrawn:
             return
         self.is_waiting = False
         self.sent += 1
