@@ -94,12 +94,12 @@ def losses(out):
 
 def test_ranks_know_each_other_and_leave_the_parent_as_it_was():
     before = dict(os.environ)
-    seen = launch.launch(rank_job.talk, processes=2)
-    assert seen["ranks"] == [0.0, 1.0]
-    assert seen["total"] == 1.0
-    assert seen["main"] == "rank 0 of 2"
-    assert seen["threads"] <= os.cpu_count() // 2
-    assert seen["variables"] == dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="2")
+    result = launch.launch(rank_job.talk, processes=2)
+    assert result["ranks"] == [0.0, 1.0]
+    assert result["total"] == 1.0
+    assert result["main"] == "rank 0 of 2"
+    assert result["threads"] <= os.cpu_count() // 2
+    assert result["variables"] == dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="2")
     assert dict(os.environ) == before
 
 

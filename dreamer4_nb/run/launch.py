@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['AGAIN', 'FAILING_SECONDS', 'SAVING_SECONDS', 'join_launched', 'is_launched', 'RankJob', 'RankReport', 'Ranks',
-           'launch', 'run_lock', 'join', 'exit_launched']
+           'launch', 'run_lock']
 
 # %% ../../nbs/run/02_launch.ipynb #018feb18
+import copyreg
 import multiprocessing
 import multiprocessing.resource_tracker
 import os
@@ -126,6 +127,26 @@ def _is_lack_of_memory(error: BaseException) -> bool:
     return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
+def _rebuild_error(kind: type[BaseException], arguments: tuple, state: dict) -> BaseException:
+    "An error of its parts, without a call of its `__init__`"
+    error = kind.__new__(kind, *arguments)
+    vars(error).update(state)
+    return error
+
+
+def _reduce_error(error: BaseException) -> tuple:
+    "How `pickle` takes an error apart"
+    return _rebuild_error, (type(error), error.args, vars(error))
+
+
+def _is_copied(error: BaseException) -> bool:
+    "Whether `pickle` can copy an error"
+    try:
+        return type(pickle.loads(pickle.dumps(error))) is type(error)
+    except Exception:
+        return False
+
+
 def _portable(error: BaseException, rank: int) -> BaseException:
     "An error that can be sent to the parent"
     text = " ".join(str(error).split())
@@ -134,11 +155,10 @@ def _portable(error: BaseException, rank: int) -> BaseException:
             f"process {rank}: out of memory{': ' if text else ''}{text}. "
             f"Hint: smaller batches or fewer processes need less; then {AGAIN}"
         )
-    try:
-        if type(pickle.loads(pickle.dumps(error))) is type(error):
-            return error
-    except Exception:
-        pass
+    if not _is_copied(error):
+        copyreg.pickle(type(error), _reduce_error)  # its `__init__` may take other arguments
+    if _is_copied(error):
+        return error
     return RunError(f"process {rank}: {type(error).__name__}: {text}")
 
 # %% ../../nbs/run/02_launch.ipynb #f9744b82
@@ -307,10 +327,10 @@ class Ranks:
 def _check_importable(function: Callable) -> None:
     "Raise a `ValueError` of one line unless other processes find a function by its name"
     module = sys.modules.get(function.__module__)
-    found: Any = module
+    target: Any = module
     for name in function.__qualname__.split("."):
-        found = getattr(found, name, None)
-    if function.__module__ == "__main__" or found is not function:
+        target = getattr(target, name, None)
+    if function.__module__ == "__main__" or target is not function:
         raise ValueError(
             f"{function.__qualname__}: other processes cannot import it. "
             "Hint: define it at the top level of a module"
@@ -386,15 +406,3 @@ def run_lock(
             with suppress(OSError):
                 os.unlink(lock.lock_file)
             lock.release()
-
-# %% ../../nbs/run/02_launch.ipynb #97d73a44
-def join(device, open_run=None):
-    "The former name of `join_launched`."
-    join_launched(device)
-
-
-def exit_launched(failed=False):
-    "Until the command stops calling it: end this process."
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(int(failed))

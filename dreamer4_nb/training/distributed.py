@@ -217,8 +217,8 @@ def mean_over_processes(
     means = {}
     for (name, pair), (total, count) in zip(pairs.items(), sums.view(-1, 2), strict=True):
         count = count.clamp(min=1)
-        share = pair.total * (processes / count)
-        means[name] = total / count + (share - share.detach())
+        scaled = pair.total * (processes / count)
+        means[name] = total / count + (scaled - scaled.detach())
     return means
 
 # %% ../../nbs/training/04_distributed.ipynb #0ea1f70c
