@@ -471,13 +471,13 @@ def run_script(folder, text, *arguments):
 
 
 def test_a_killed_worker_is_one_line_and_no_batch_is_lost(tmp_path):
-    said, _ = run_script(tmp_path, WORKER_KILLED, write_mapped(tmp_path / "data"))
-    assert said.count("\n") == 1
+    printed, _ = run_script(tmp_path, WORKER_KILLED, write_mapped(tmp_path / "data"))
+    assert printed.count("\n") == 1
 
 
 @pytest.mark.parametrize("how", ["fork", "spawn", "ranks"])
 def test_workers_by_any_start_method_end_with_the_program(tmp_path, how):
     data = write_mapped(tmp_path / "data")
-    said, complained = run_script(tmp_path, WORKERS_BY, how, data)
+    printed, complained = run_script(tmp_path, WORKERS_BY, how, data)
     assert "Error" not in complained and "Traceback" not in complained
-    assert said.count("read by") == (2 if how == "ranks" else 1)
+    assert printed.count("read by") == (2 if how == "ranks" else 1)
