@@ -19,7 +19,6 @@ from fake_device import (
 )
 from safetensors.torch import load, save
 from torch import nn
-from torch._subclasses import fake_impls
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dreamer4_nb.config import AgentConfig, DynamicsConfig, ImaginationConfig
@@ -401,7 +400,7 @@ def test_a_state_of_other_heads_is_refused(agent, batch):
     state, tensors = saved(trainer)
     tensors["value/outs.0.bias"] = torch.zeros(3)
     with pytest.raises(
-        ValueError, match=r"value/outs.0.bias has shape \(255,\), found \(3,\)"
+        ValueError, match=r"value/outs.0.bias has shape \(3,\), expected \(255,\)"
     ):
         ImaginationTrainer(agent, CONFIG).load_state(state, tensors)
 
@@ -427,14 +426,6 @@ def test_a_phase_continues_on_another_number_of_processes(tmp_path):
 # ---- on an accelerator that does not exist
 
 
-# PyTorch has no fake form of it with a generator
-if not fake_impls._is_op_registered_to_fake_rule(torch.ops.aten.exponential_.default):
-
-    @fake_impls.register_op_impl(torch.ops.aten.exponential_.default)
-    def exponential(mode, func, x, *args, **kwargs):
-        return x
-
-
 @pytest.fixture
 def on_device(monkeypatch):
     "A trainer and a batch there"
@@ -452,16 +443,6 @@ def on_device(monkeypatch):
         short = dict(horizon=2, context_length=2, value_updates=1, policy_updates=1)
         config = replace(parts.config.imagination, value_warmup=1, **short)
         yield ImaginationTrainer(parts.agent(), config), parts.batch(4, 4)
-
-
-def test_an_update_waits_for_nothing(on_device):
-    trainer, batch = on_device
-    with no_copies():
-        rollout = trainer.rollout_source(batch, trainer.policy, trainer.generator)
-        value_loss = trainer.update_value(rollout)
-        metrics = trainer.update_policy(rollout)
-    assert {x.device.type for x in (value_loss, *metrics.values())} == {DEVICE.type}
-    assert metrics.keys() >= {"policy_loss", "entropy", "marginal_kl", "positive", "kl"}
 
 
 def test_an_iteration_waits_for_nothing_before_its_end(on_device):

@@ -92,8 +92,8 @@ def _sum_over_processes(
 ):  # the sum; the mean of the processes' gradients is the gradient of the sum
     if num_processes() == 1:
         return x
-    share = num_processes() * x
-    return all_reduce_sum(x.detach()) + (share - share.detach())
+    scaled = num_processes() * x
+    return all_reduce_sum(x.detach()) + (scaled - scaled.detach())
 
 
 def marginal_kl(
@@ -302,15 +302,27 @@ class ImaginationTrainer:
         ema_update(self.target_value, self.value, self.config.value_ema)
         return loss.detach()
 
+    def advantage(
+        self,
+        rollout: Rollout,  # of H steps
+    ) -> torch.Tensor:  # (N, H)
+        "By how much the returns of a rollout exceed what the target value expects."
+        returns, values = self.returns(rollout)
+        return returns - values
+
     def update_policy(
         self,
         rollout: Rollout,  # that is learned from
+        advantage: torch.Tensor | None = None,  # (N, H), if it is known
     ) -> dict[str, torch.Tensor]:  # metrics (scalars)
         "One step of the policy down its objective and the marginal KL penalty."
-        returns, values = self.returns(rollout)
+        if advantage is None:
+            advantage = self.advantage(rollout)
         features = rollout.features[:, :-1]
-        prior = self.agent.action_distribution(features, policy=self.prior)
-        loss, metrics = self.policy_loss(features, rollout.actions, returns - values, prior)
+        if rollout.prior_logits is None:  # the prior stays as it is
+            rollout.prior_logits = self.prior(features, 0)
+        prior = action_distribution(self.agent.codec, rollout.prior_logits)
+        loss, metrics = self.policy_loss(features, rollout.actions, advantage, prior)
         _descend(loss, self.policy_optimizer)
         ema_update(self.ema_policy, self.policy, self.config.policy_ema)
         return metrics
@@ -346,8 +358,11 @@ class ImaginationTrainer:
         measured = [rollout.rewards, *self.returns(rollout)]
         if rollout.intrinsic_rewards is not None:
             measured.append(rollout.intrinsic_rewards)
-        for number in chosen[c.value_updates :]:
-            metrics |= self.update_policy(self.rollouts[number])
+        chosen = chosen[c.value_updates :]
+        # values stand still while the policy learns
+        advantages = {number: self.advantage(self.rollouts[number]) for number in set(chosen)}
+        for number in chosen:
+            metrics |= self.update_policy(self.rollouts[number], advantages[number])
         self.iteration += 1
         return all_gather(torch.stack(measured, 1)), metrics
 
@@ -438,11 +453,12 @@ class ImaginationTrainer:
         Raises ValueError where the heads have other shapes.
         """
         for name, x in self._head_tensors().items():
-            if name not in tensors or tensors[name].shape != x.shape:
-                found = tuple(tensors[name].shape) if name in tensors else "nothing"
+            saved_shape = tuple(tensors[name].shape) if name in tensors else None
+            if saved_shape != x.shape:
                 raise ValueError(
-                    f"state of phase 3: {name} has shape {tuple(x.shape)}, found {found}. "
-                    "Hint: give it the agent and policy that it began with, or begin anew"
+                    f"state of phase 3: {name} has shape {saved_shape}, expected "
+                    f"{tuple(x.shape)}. Hint: give the agent and policy that it began with, "
+                    "or begin anew"
                 )
             x.copy_(tensors[name])
         for name in _OPTIMIZERS:

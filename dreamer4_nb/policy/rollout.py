@@ -30,6 +30,7 @@ class Rollout:
     cont: torch.Tensor  # (N, H), probability that steps 1 .. H are not terminal
     latents: torch.Tensor | None = None  # (N, H, L, D), if kept
     intrinsic_rewards: torch.Tensor | None = None  # (N, H), counted in the returns
+    prior_logits: torch.Tensor | None = None  # (N, H, num_logits), of the policy's prior
 
     @property
     def total_rewards(self) -> torch.Tensor:  # (N, H)
