@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'DATA_SHEET', 'GPU_BENCH_FORMAT', 'synchronised_time', 'peak_flops', 'data_sheet_flops', 'WaitingClock',
-           'Repeat', 'random_batch', 'step_flops', 'training_speed', 'dream_speed', 'short', 'run_shortly', 'parts',
-           'bench_gpu']
+           'Repeat', 'random_batch', 'step_flops', 'measure_training', 'measure_dreams', 'short', 'run_shortly',
+           'parts', 'bench_gpu']
 
-# %% ../../nbs/studies/19_gpu.ipynb #57318563
+# %% ../../nbs/studies/19_gpu.ipynb #523fa136
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ from ..training.callbacks import Callback, Compile
 from ..training.distributed import autocast, make_generator
 from ..training.learner import Learner
 
-# %% ../../nbs/studies/19_gpu.ipynb #0ccb9683
+# %% ../../nbs/studies/19_gpu.ipynb #798d5e35
 def synchronised_time(
     device: torch.device | str,  # whose work has to be done
 ) -> float:  # seconds
@@ -83,7 +83,7 @@ def data_sheet_flops(
             return flops
     return None
 
-# %% ../../nbs/studies/19_gpu.ipynb #a41609b7
+# %% ../../nbs/studies/19_gpu.ipynb #fe76ae72
 class WaitingClock(Callback):
     "The time at some steps, each once the device has done its work."
 
@@ -134,7 +134,7 @@ class Repeat:
         "Every process has this batch."
         return self
 
-# %% ../../nbs/studies/19_gpu.ipynb #9e5cf376
+# %% ../../nbs/studies/19_gpu.ipynb #3c0cd520
 def random_batch(
     config: Config,  # sizes of frames, latents and look-ahead
     rows: int,  # windows
@@ -179,8 +179,8 @@ def step_flops(
 
     return count_flops(step) * rows / few
 
-# %% ../../nbs/studies/19_gpu.ipynb #6f3f8a16
-def training_speed(
+# %% ../../nbs/studies/19_gpu.ipynb #b25b27a9
+def measure_training(
     config: Config,  # sizes of the models and the stage's batches
     stage: str,  # 'tokenizer', 'dynamics' or 'agent'
     device: torch.device | str,  # that trains
@@ -220,8 +220,8 @@ def training_speed(
         first_steps_seconds=clock.start - start,
     )
 
-# %% ../../nbs/studies/19_gpu.ipynb #de8a7f51
-def dream_speed(
+# %% ../../nbs/studies/19_gpu.ipynb #bf3ee21c
+def measure_dreams(
     config: Config,  # sizes of the models, contexts and horizon
     device: torch.device | str,  # that dreams
     rollouts: int = 3,  # that are timed, after one more
@@ -258,7 +258,7 @@ def dream_speed(
         horizon=settings.horizon,
     )
 
-# %% ../../nbs/studies/19_gpu.ipynb #f39e1c67
+# %% ../../nbs/studies/19_gpu.ipynb #2058f89a
 def short(
     config: Config,  # a size
 ) -> Config:
@@ -292,7 +292,7 @@ def run_shortly(
         stages = run.state["stages"]
         return {name: stage["minutes"] for name, stage in stages.items()}
 
-# %% ../../nbs/studies/19_gpu.ipynb #0877dbb4
+# %% ../../nbs/studies/19_gpu.ipynb #269976b9
 GPU_BENCH_FORMAT = "dreamer4_nb.bench_gpu"
 
 
@@ -308,10 +308,10 @@ def parts(
         for name, compiled in (("compiled", True), ("plain", False)):
 
             def measure(stage=stage, peak=peak, compiled=compiled) -> dict:
-                return training_speed(config, stage, device, peak, compiled=compiled)
+                return measure_training(config, stage, device, peak, compiled=compiled)
 
             yield f"{stage}, {name}", measure
-    yield "dreaming", lambda: dream_speed(config, device)
+    yield "dreaming", lambda: measure_dreams(config, device)
     yield "a short run", lambda: run_shortly(short(config), device)
 
 
