@@ -1,14 +1,34 @@
-"The folder of a run: what cannot be opened is named in one line"
+"The folder of a run: what cannot be opened is named in one line, what changes is done again"
 
 import json
+import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from dreamer4_nb.config import StageConfig, named
-from dreamer4_nb.files import with_checksum
+from dreamer4_nb.data.dataset import LatentStore
+from dreamer4_nb.files import read_json, read_npz, with_checksum
+from dreamer4_nb.models.tokenizer import Tokenizer
+from dreamer4_nb.pipeline import processes_for, run_all, stages_left
+from dreamer4_nb.policy.advantages import Monitor
+from dreamer4_nb.run import imagination, stages
+from dreamer4_nb.run.changes import LEFT_BY, config_changes
 from dreamer4_nb.run.folder import STAGES, RunError, RunFolder
 from dreamer4_nb.run.run import Run
-from dreamer4_nb.run.stages import stage_callbacks, use_recordings
+from dreamer4_nb.run.stages import (
+    convert_recordings,
+    encode_recordings,
+    encode_together,
+    grouped,
+    record_world,
+    stage_callbacks,
+    stage_windows,
+    train_tokenizer,
+    use_recordings,
+)
 from dreamer4_nb.training.callbacks import EMA, Compile, EarlyStopping, TensorBoard
 
 
@@ -70,8 +90,16 @@ def test_an_impossible_configuration(run):
     assert "config: " in error_of_opening(run)
 
 
-def test_another_configuration(run):
-    assert "another configuration" in error_of_opening(run, named("laptop"))
+@pytest.mark.parametrize(
+    "values", [{"data.seed": 1}, {"data.task": "tools"}, {"data.episodes": 7}], ids=str
+)
+def test_other_recordings_are_another_run(run, values):
+    message = error_of_opening(run, named("smoke").change(values))
+    ((field, value),) = values.items()
+    assert field in message
+    assert f"-> {value}" in message
+    assert "--out" in message
+    assert RunFolder(run.out).config == named("smoke")
 
 
 def test_an_older_run_gets_the_defaults_of_later_fields(run):
@@ -87,31 +115,29 @@ def test_other_recordings(run, tmp_path):
         use_recordings(run, tmp_path / "there")
 
 
-def test_processes_need_a_cpu(tmp_path):
-    with pytest.raises(RunError, match="processes: 2 need device cpu"):
-        RunFolder(tmp_path / "run", named("smoke"), device="cuda", processes=2)
-    assert not (tmp_path / "run").exists()
+def test_processes_need_a_device_that_can_be_shared():
+    with pytest.raises(RunError, match="processes: 2 need device cpu or cuda, not mps"):
+        processes_for(named("smoke"), "mps", 2)
 
 
 @pytest.mark.parametrize(
-    "size, device, launched, expected",
+    "size, device, asked, expected",
     [
         ("smoke", "cpu", None, 1),
+        ("smoke", "cpu", 2, 2),
         ("laptop", "cpu", None, 2),
+        ("laptop", "cpu", 1, 1),
         ("laptop", "cuda", None, 1),
-        ("smoke", "cpu", "3", 3),
+        ("laptop", "cuda", 4, 4),
     ],
 )
-def test_how_many_processes(tmp_path, monkeypatch, size, device, launched, expected):
+def test_how_many_processes(monkeypatch, size, device, asked, expected):
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    if launched:
-        monkeypatch.setenv("WORLD_SIZE", launched)
-    assert RunFolder(tmp_path / "run", named(size), device).processes == expected
+    assert processes_for(named(size), device, asked) == expected
 
 
 def test_every_stage_is_a_method():
-    "Other processes call a stage by its name; the report needs none"
+    "The report alone is written by the pipeline"
     for stage in STAGES[:-1]:
         assert callable(getattr(Run, stage)), stage
 
@@ -132,3 +158,384 @@ def test_settings_of_a_stage_become_callbacks(settings, expected):
     measure = float if stage.patience else None
     callbacks = stage_callbacks(stage, measure)
     assert [type(callback) for callback in callbacks] == expected
+
+
+# --- a finished run is opened with other settings
+
+
+@pytest.fixture
+def finished(run):
+    "The folder of a run of which every stage is done; its files are empty"
+    for paths in LEFT_BY.values():
+        for path in paths:
+            if path.endswith(".fit.safetensors"):
+                continue
+            file = run.out / path
+            if not file.suffix:
+                file = file / "checkpoint" / "state.json"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(path)
+    (run.out / "imagination" / "history.json").write_text("[]")
+    episodes = [
+        dict(name=f"e{i}", steps=3, terminated=False, has_actions=False, has_rewards=False)
+        for i in range(6)
+    ]
+    for episode in episodes:
+        frames = run.out / "converted" / "episodes" / episode["name"] / "frames.npy"
+        frames.parent.mkdir(parents=True)
+        frames.touch()
+        LatentStore.write(run.out / "latents", episode["name"], np.zeros((4, 1, 1)))
+    head = dict(format="dreamer4_nb.recordings", version=1, env_id="", action_space=None)
+    dataset = with_checksum(head | dict(image_size=[64, 64], episodes=episodes))
+    (run.out / "converted" / "dataset.json").write_text(json.dumps(dataset))
+    stages_done = {name: {"minutes": 1.0} for name in STAGES}
+    rewrite(run, stages=stages_done)
+    return run.out
+
+
+def done_stages(out):
+    run = RunFolder(out)
+    return [name for name in STAGES if run.done(name)]
+
+
+def reopen(out, capsys, **values):
+    "Open a run with some settings changed; the lines that are printed"
+    capsys.readouterr()
+    changes = {name.replace("__", "."): value for name, value in values.items()}
+    RunFolder(out, RunFolder(out).config.change(changes))
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_finished_run_is_done(finished):
+    assert done_stages(finished) == STAGES
+
+
+@pytest.mark.parametrize(
+    "values, first, line",
+    [
+        (
+            {"imagination__iterations": 200},
+            "imagination",
+            "imagination.iterations: 2 -> 200: continues imagination; then evaluate, report",
+        ),
+        (
+            {"imagination__gamma": 0.5},
+            "imagination",
+            "imagination.gamma: 0.997 -> 0.5: imagination again; then evaluate, report",
+        ),
+        (
+            {"evaluation__test_worlds": 9},
+            "evaluate",
+            "evaluation.test_worlds: 2 -> 9: evaluate again; then report",
+        ),
+        (
+            {"dynamics_training__steps": 9},
+            "dynamics",
+            "dynamics_training.steps: 4 -> 9: continues dynamics; then agent, imagination, "
+            "evaluate, report",
+        ),
+        (
+            {"agent__bc_epochs": 9.0},
+            "agent",
+            "agent.bc_epochs: 1.0 -> 9.0: continues agent; then imagination, evaluate, report",
+        ),
+    ],
+    ids=str,
+)
+def test_only_what_depends_on_a_change_is_done_again(finished, capsys, values, first, line):
+    printed = reopen(finished, capsys, **values)
+    assert printed == [line, f"earlier results: {finished}/earlier/1"]
+    assert done_stages(finished) == STAGES[: STAGES.index(first)]
+    assert RunFolder(finished).state["crc32"]  # the file is whole
+    earlier = read_json(finished / "earlier" / "1" / "run.json")
+    assert list(earlier["stages"]) == STAGES
+    assert (finished / "earlier" / "1" / "results.json").read_text() == "results.json"
+    continues = "continues" in line
+    if first not in ("evaluate",):
+        assert (finished / first / "checkpoint").exists() == continues
+        assert (finished / f"earlier/1/{first}/checkpoint").exists() != continues
+    assert reopen(finished, capsys, **values) == []
+
+
+def test_a_continued_stage_keeps_its_time(finished, capsys):
+    reopen(finished, capsys, imagination__iterations=200)
+    run = RunFolder(finished)
+    with run.stage("imagination"):
+        pass
+    assert run.state["stages"]["imagination"]["minutes"] >= 1
+
+
+def test_a_shorter_training_begins_anew(finished, capsys):
+    reopen(finished, capsys, dynamics_training__steps=2)
+    assert not (finished / "dynamics").exists()
+    reopen(finished, capsys, dynamics_training__steps=4)
+    assert sorted(path.name for path in (finished / "earlier").iterdir()) == ["1"]
+
+
+def test_each_change_is_named_and_the_first_stage_decides(finished, capsys):
+    printed = reopen(finished, capsys, imagination__iterations=9, agent__hidden=64)
+    assert "agent.hidden: 32 -> 64: agent again; then imagination, evaluate, report" in printed
+    assert any("9: imagination again; then evaluate" in line for line in printed)
+    assert done_stages(finished) == STAGES[: STAGES.index("agent")]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"name": "other"},
+        {"minutes": 3.0},
+        {"matmul_precision": "high"},
+        {"imagination__save_every": 3},
+        {"dynamics_training__save_every": 3},
+        {"dynamics_training__workers": 2},
+        {"dynamics_training__tensorboard": True},
+        {"dynamics_training__compile": True},
+        {"dynamics_training__checkpoint": True},
+    ],
+    ids=str,
+)
+def test_what_has_no_influence_changes_silently(finished, capsys, values):
+    assert reopen(finished, capsys, **values) == []
+    assert done_stages(finished) == STAGES
+    assert RunFolder(finished).config != named("smoke")
+
+
+def test_a_change_before_a_stage_has_begun(run, capsys):
+    assert reopen(run.out, capsys, dynamics__width=64) == ["dynamics.width: 32 -> 64"]
+    assert not (run.out / "earlier").exists()
+
+
+def test_longer_minutes_continue(finished):
+    "They scale the warmups as well"
+    laptop = named("laptop")
+    longer = laptop.change({"imagination.iterations": 148, "imagination.value_warmup": 28})
+    assert all(change.continues for change in config_changes(laptop, longer))
+    too_long = laptop.change({"imagination.iterations": 800, "imagination.value_warmup": 80})
+    assert not all(change.continues for change in config_changes(laptop, too_long))
+
+
+# --- what a stage left has been deleted
+
+
+@pytest.mark.parametrize(
+    "path, stage",
+    [
+        ("converted/episodes/e3/frames.npy", "convert"),
+        ("converted/dataset.json", "convert"),
+        ("tokenizer/checkpoint", "tokenizer"),
+        ("latents/e5.npy", "encode"),
+        ("latents", "encode"),
+        ("dynamics/checkpoint", "dynamics"),
+        ("agent/checkpoint", "agent"),
+        ("policies/bc_all.safetensors", "agent"),
+        ("policies/imagination.safetensors", "imagination"),
+        ("imagination/history.json", "imagination"),
+        ("results.json", "evaluate"),
+        ("report.html", "report"),
+    ],
+)
+def test_a_stage_whose_files_are_gone_is_not_done(finished, path, stage):
+    gone = finished / path
+    if gone.is_dir():
+        shutil.rmtree(gone)
+    else:
+        gone.unlink()
+    assert stage not in done_stages(finished)
+
+
+def test_recordings_may_go_once_they_are_converted(finished):
+    assert not (finished / "recordings").exists()
+    shutil.rmtree(finished / "converted")
+    assert "record" not in done_stages(finished)
+
+
+def test_after_a_lost_model_what_was_learned_from_it_is_done_again(finished, capsys):
+    shutil.rmtree(finished / "tokenizer")
+    printed = reopen(finished, capsys)
+    assert printed[0] == (
+        "tokenizer: its files are gone: tokenizer again; then encode, dynamics, agent, "
+        "imagination, evaluate, report"
+    )
+    assert done_stages(finished) == ["record", "convert"]
+    assert (finished / "earlier" / "1" / "agent" / "checkpoint" / "state.json").exists()
+
+
+def test_opening_without_a_configuration_moves_nothing(finished):
+    shutil.rmtree(finished / "tokenizer")
+    RunFolder(finished)
+    assert not (finished / "earlier").exists()
+
+
+# --- new recordings
+
+
+def test_new_recordings_are_named(tmp_path, capsys):
+    recorder = RunFolder(tmp_path / "recorder", named("smoke"), progress=False)
+    record_world(recorder)
+    source = recorder.out / "recordings"
+    run = RunFolder(tmp_path / "run", named("smoke"), progress=False)
+    use_recordings(run, source)
+    use_recordings(run, source)
+    assert capsys.readouterr().out == ""
+    (first, *_) = sorted(source.glob("*/v3_*"))
+    for number in range(4):
+        shutil.copytree(first, first.with_name(f"v3_new{number}"))
+    use_recordings(run, source)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "4 new recordings" in line
+    assert "v3_new0, v3_new1, v3_new2, ..." in line
+    assert "Hint: name another --out" in line
+    shutil.rmtree(source)
+    use_recordings(run, source)  # a source that is gone is no error
+
+
+# --- work is dealt out
+
+
+@pytest.mark.parametrize("processes", [2, 8])
+def test_processes_make_the_files_of_one(tmp_path, processes):
+    "Each takes every n-th episode; here one after the other, with the ranks of several"
+    one = RunFolder(tmp_path / "one", named("smoke"), progress=False)
+    record_world(one)
+    convert_recordings(one)
+    train_tokenizer(one)
+    encode_recordings(one)
+    many = RunFolder(tmp_path / "many", named("smoke"), progress=False)
+    shutil.copytree(one.out / "tokenizer", many.out / "tokenizer")
+    counts = []
+    for stage in (record_world, convert_recordings, encode_recordings):
+        for rank in range(processes):
+            many.rank = rank
+            many.processes = processes
+            stage(many)
+            if stage is record_world:
+                counts.append(len(list(many.out.glob("recordings/*/v3_*"))))
+    assert counts == np.cumsum([len(range(6)[r::processes]) for r in range(processes)]).tolist()
+    for folder, kind in (("converted", "*.npy"), ("latents", "*.npy")):
+        files = sorted(path.relative_to(one.out) for path in (one.out / folder).rglob(kind))
+        assert files
+        for path in files:
+            assert (many.out / path).read_bytes() == (one.out / path).read_bytes(), path
+
+
+def test_accumulated_batches_are_smaller(tmp_path, run):
+    record_world(run)
+    convert_recordings(run)
+    train, _ = run.data()
+    stage = StageConfig(batch_size=6, accumulate=3, length=8)
+    assert len(stage_windows(run, stage, train).batch(0)) == 2
+
+
+def test_films_are_encoded_together():
+    torch.manual_seed(0)
+    model = Tokenizer(named("smoke").tokenizer).eval()
+    rng = np.random.default_rng(0)
+    films = [rng.integers(0, 256, (n, 3, 64, 64), dtype=np.uint8) for n in (3, 9, 30, 5)]
+    with torch.no_grad():
+        alone = [encode_together(model, [film], chunk=16)[0] for film in films]
+        one_by_one = encode_together(model, films, chunk=16)
+        together = encode_together(model, films, chunk=16, frames=70)
+        half = encode_together(model, films, chunk=16, frames=70, mixed_precision="bf16")
+    for i, film in enumerate(films):
+        assert len(together[i]) == len(film)
+        assert torch.equal(one_by_one[i], alone[i])
+        torch.testing.assert_close(together[i], alone[i], atol=1e-5, rtol=0)
+        torch.testing.assert_close(half[i], alone[i], atol=0.1, rtol=0)
+        assert half[i].dtype == torch.float32
+        assert not torch.equal(half[i], alone[i])
+
+
+def test_groups_hold_every_film_once():
+    lengths = sorted(np.random.default_rng(0).integers(1, 50, 40).tolist())
+    for frames in (0, 60, 1000):
+        groups = grouped(lengths, frames)
+        assert sum(groups, []) == list(range(40))
+        for group in groups:
+            padded = len(group) * max(lengths[i] for i in group)
+            assert len(group) == 1 or padded <= frames
+
+
+# --- interrupted anywhere, a run ends with the same files
+
+SETTINGS = {
+    "name": "short",
+    "agent.bc_epochs": 30.0,
+    "imagination.iterations": 4,
+    "imagination.save_every": 2,
+}
+
+
+class Stop:
+    "Raises Ctrl-C at the n-th call of a function, once"
+
+    def __init__(self, patch, owner, name, number):
+        self.left = number
+        self.function = getattr(owner, name)
+        patch.setattr(owner, name, lambda *args, **keywords: self(*args, **keywords))
+
+    def __call__(self, *args, **keywords):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return self.function(*args, **keywords)
+
+
+def learned_files(out):
+    "What a run has learned, byte for byte"
+    kinds = (".safetensors", ".npy")
+    files = [path for path in out.rglob("*") if path.suffix in kinds]
+    contents = {str(path.relative_to(out)): path.read_bytes() for path in files}
+    for path in out.rglob("*.npz"):  # archives hold the time
+        for name, array in read_npz(path).items():
+            contents[f"{path.relative_to(out)}/{name}"] = array.tobytes()
+    return contents
+
+
+def test_interrupted_in_every_stage_it_learns_the_same(tmp_path, monkeypatch):
+    config = named("smoke").change(SETTINGS)
+    whole = Run(tmp_path / "whole", config, progress=False)
+    run_all(whole, "evaluate")
+    out = tmp_path / "stopped"
+    moments = [
+        (stages, "convert", 1, "convert"),
+        (stages, "encode_together", 4, "encode"),
+        (stages, "fit_bc_policy", 2, "agent"),
+        (Monitor, "__call__", 3, "imagination"),
+        (imagination, "write_json", 1, "imagination"),
+        ("dreamer4_nb.evaluation.in_worlds", "play_worlds", 7, "evaluate"),
+        ("dreamer4_nb.run.evaluate", "reconstruction_scores", 1, "evaluate"),
+    ]
+    for owner, name, number, stage in moments:
+        with monkeypatch.context() as patch:
+            if isinstance(owner, str):
+                owner = __import__(owner, fromlist=["_"])
+            Stop(patch, owner, name, number)
+            with pytest.raises(KeyboardInterrupt):
+                run_all(Run(out, config, progress=False), "evaluate")
+        assert stages_left(Run(out), "evaluate")[0] == stage
+    stopped = run_all(Run(out, config, progress=False), "evaluate")
+    assert learned_files(stopped.out) == learned_files(whole.out)
+    results = [read_json(run.out / "results.json") for run in (stopped, whole)]
+    for content in results:
+        content.pop("minutes")
+    assert results[0] == results[1]
+    assert list(out.rglob(".tmp-*")) == []
+
+
+def test_more_iterations_and_what_follows(tmp_path, capsys):
+    "The policy goes on from where it was; the cloned ones are not played again"
+    config = named("smoke")
+    out = tmp_path / "run"
+    run_all(Run(out, config, progress=False), "evaluate")
+    before = read_json(out / "imagination" / "history.json")
+    cells = {path: path.stat().st_mtime_ns for path in (out / "evaluation").glob("bc*.json")}
+    longer = config.change({"imagination.iterations": 4})
+    run = Run(out, longer, progress=False)
+    assert stages_left(run, "evaluate") == ["imagination", "evaluate"]
+    run_all(run, "evaluate")
+    after = read_json(out / "imagination" / "history.json")
+    assert len(after) == 4
+    assert after[: len(before)] == before
+    assert {path: path.stat().st_mtime_ns for path in cells} == cells
+    assert (out / "earlier" / "1" / "policies" / "imagination.safetensors").exists()
+    assert stages_left(run, "evaluate") == []

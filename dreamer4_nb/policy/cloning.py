@@ -23,6 +23,7 @@ def bc_features(
     batches: Iterator[Batch],  # windows with latents and a look-ahead of a step
     windows: int,  # how many to read, at least
     relevant_only: bool = False,  # leave the other windows out
+    generator: torch.Generator | None = None,  # of the context noise
 ) -> tuple[torch.Tensor, torch.Tensor]:  # features (N, width), actions (N, components)
     "What the agent saw in recorded windows, and what the player then did."
     features = []
@@ -32,7 +33,9 @@ def bc_features(
         window = batch.window()
         T = batch.num_steps
         assert window.latents is not None, "batch: has no latents"
-        h = agent.features(window.latents, window.actions, window.action_mask, window.task)
+        h = agent.features(
+            window.latents, window.actions, window.action_mask, window.task, generator
+        )
         use = batch.action_mask[:, 1 : T + 1]
         if relevant_only:
             use = use & batch.relevant[:, None]

@@ -210,20 +210,26 @@ class RunFolder:
         self.progress = progress and is_main()
         self.state: dict[str, Any] = {}
         self.config: Config
-        self.state, self.config = from_main(lambda: self._open(config))
+        if config is None:  # one process may do this alone
+            self._read()
+        else:
+            self.state, self.config = from_main(lambda: self._begin(config))
 
-    def _open(self, config: Config | None) -> tuple[dict, Config]:
-        "Read run.json, or write that of a new run"
+    def _read(self) -> None:
+        "Read run.json as it is"
         path = self.out / "run.json"
-        if path.exists():
-            self.state, self.config = _read_state(path)
-            if config is not None:
-                self._adopt(config)
-                self._do_again_what_is_gone()
-        elif config is None:
+        if not path.exists():
             raise RunError(
                 f"{path}: no run here. Hint: train one with dreamer4 demo --out {self.out}"
             )
+        self.state, self.config = _read_state(path)
+
+    def _begin(self, config: Config) -> tuple[dict, Config]:
+        "Read run.json and give it this configuration, or write that of a new run"
+        if (self.out / "run.json").exists():
+            self._read()
+            self._adopt(config)
+            self._do_again_what_is_gone()
         else:
             self.config = config
             self.state = _new_state(config, self.device)

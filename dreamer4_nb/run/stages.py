@@ -485,7 +485,8 @@ def bc_features_of(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # features (N, width), actions (N, components)
     "What a behaviour-cloning policy learns from"
     count = run.config.agent.bc_windows
-    return bc_features(agent, bc_windows(run, name), count, name == "bc")
+    generator = make_generator(run.device, run.seed)  # whatever has been drawn before
+    return bc_features(agent, bc_windows(run, name), count, name == "bc", generator)
 
 
 def fit_bc_policies(
