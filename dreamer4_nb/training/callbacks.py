@@ -190,7 +190,6 @@ class Checkpoint(Callback):
     ) -> None:
         "Save every so many steps, but not at the last one."
         if self.every and learner.step % self.every == 0 and learner.step < learner.steps:
-            learner.finite.check_pending()
             learner.save()
 
     def after_fit(
@@ -217,16 +216,12 @@ def count_frames(
 
 def pooled_means(
     averages: dict[str, Average],  # by name, the same names in all processes
-    over_processes: bool = False,  # add them up over all processes first
 ) -> dict[str, float]:
-    "The means of sums and counts that lie on a device, read from it together."
+    "The means over all processes of sums and counts on a device, read together."
     if not averages:
         return {}
     parts = [value.detach().float() for average in averages.values() for value in average]
-    sums = torch.stack(parts)
-    if over_processes:
-        sums = all_reduce_sum(sums)
-    pairs = sums.view(-1, 2).tolist()
+    pairs = all_reduce_sum(torch.stack(parts)).view(-1, 2).tolist()
     names = zip(averages, pairs, strict=True)
     return {name: total / count if count else 0.0 for name, (total, count) in names}
 
@@ -384,14 +379,13 @@ class Log(Callback):
 
     def _means(self) -> dict[str, float]:
         "Means since the last line: loss, terms, metrics, norm."
-        values = list(self.values.values())
-        steps = torch.full_like(values[0], self.steps)
-        means = pooled_means(
-            {name: Average(total, steps) for name, total in self.values.items()}
-        )
-        norm = means.pop("gradient_norm")
-        metrics = pooled_means(self.metrics, over_processes=True)
-        return {**means, **metrics, "gradient_norm": norm}
+        values = dict(self.values)
+        norm = values.pop("gradient_norm")
+        steps = torch.full_like(norm, self.steps)
+        averages = {name: Average(total, steps) for name, total in values.items()}
+        averages |= self.metrics
+        averages["gradient_norm"] = Average(norm, steps)
+        return pooled_means(averages)
 
     def close(self) -> None:
         "Close the bar and the file."

@@ -498,6 +498,7 @@ class Learner:
 
     def save(self) -> None:
         "Copy the state and have it written to out/checkpoint, while training goes on."
+        self.finite.check_pending()
         self.saved = self.step
         if self.writer is None or not (self.sharded or is_main()):
             return
