@@ -110,12 +110,14 @@ def _run_rank(rank: int, job: RankJob, pipes: list[Connection]) -> None:
         content = pickle.dumps(report)
     with suppress(OSError):  # the parent may have gone
         pipes[rank].send_bytes(content)
+    if report.error is None:
+        return  # Python ends in its own way, and the group with it
     for child in multiprocessing.active_children():
         child.terminate()
     with suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
-    os._exit(int(report.error is not None))  # gloo's threads may abort an ordinary end
+    os._exit(1)  # the others may be in the middle of an operation, and nothing waits for them
 
 # %% ../../nbs/run/02_launch.ipynb #2f02a004
 AGAIN = "run the same command again to continue"
