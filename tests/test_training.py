@@ -1,5 +1,6 @@
 "Training as processes: killed and resumed, interrupted, on a full disk, in two processes"
 
+import dataclasses
 import json
 import os
 import signal
@@ -581,6 +582,30 @@ def test_compile_leaves_the_model_as_it_was():
     assert "forward" not in vars(job.model)
     job = learner(None, 3, loss_fn=quiet, callbacks=[Compile()]).fit()
     assert "batch_terms" not in vars(job.loss_module)
+
+
+def test_more_sizes_than_pytorch_expects_are_compiled(monkeypatch):
+    "Of a whole graph, PyTorch's own limit of eight versions would be an error"
+    compile_with = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **k: compile_with(f, backend="eager", **k))
+
+    class Scaled(type(quiet)):
+        def __call__(self, model, batch, drawn):
+            terms = super().__call__(model, batch, drawn)
+            return terms | dict(scaled=terms["pixels"] * (1.0 + batch.num_uniform))
+
+    class Numbered:
+        def __init__(self, batches):
+            self.batches = batches
+            self.number = 0
+
+        def __next__(self):
+            self.number += 1
+            return dataclasses.replace(next(self.batches), num_uniform=self.number % 12)
+
+    job = learner(None, 15, loss_fn=Scaled(), **QUIET | dict(callbacks=[Compile()]))
+    job.batches = Numbered(job.batches)
+    assert job.fit().step == 15
 
 
 def test_a_break_in_the_graph_of_a_drawn_loss_is_an_error():
