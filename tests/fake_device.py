@@ -18,9 +18,11 @@ fail, is an error there:
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import nn
+from torch._subclasses import fake_impls
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -58,6 +60,13 @@ class AbsentHook(_DummyPrivateUse1Hook):
 
 _setup_privateuseone_for_python_backend("absent", AbsentModule(), AbsentHook())  # only once
 DEVICE = torch.device("absent")
+
+# the draw of a class; PyTorch has no fake form of it with a generator
+if not fake_impls._is_op_registered_to_fake_rule(torch.ops.aten.exponential_.default):
+
+    @fake_impls.register_op_impl(torch.ops.aten.exponential_.default)
+    def exponential(mode, func, x, *args, **kwargs):
+        return x
 
 
 class CopyError(RuntimeError):
@@ -103,9 +112,12 @@ def no_copies() -> TorchDispatchMode:
     return _NoCopies()
 
 
+ModuleType = TypeVar("ModuleType", bound=nn.Module)
+
+
 def to_fake_device(
-    module: nn.Module,  # made inside `fake_device`, on the processor
-) -> nn.Module:  # the module, with parameters and buffers of the device
+    module: ModuleType,  # made inside `fake_device`, on the processor
+) -> ModuleType:  # the module, with parameters and buffers of the device
     "What `.to(device)` is for a real one (`Module.to` cannot change a fake tensor's device)."
     moved: dict[int, torch.Tensor] = {}
 

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch.nn.attention import flex_attention as flex_module
 
+from dreamer4_nb.models import fast_transformer, transformer
 from dreamer4_nb.models.fast_transformer import FastTransformer
 from dreamer4_nb.models.transformer import (
     Attention,
@@ -13,7 +15,11 @@ from dreamer4_nb.models.transformer import (
     enable_gradient_checkpointing,
     group_mask,
     layer_kinds,
+    paired_mask,
+    rotary_of_steps,
     use_attention,
+    uses_flex,
+    window_mask,
 )
 
 SETTINGS = dict(width=32, depth=4, num_heads=4, num_kv_heads=2, time_every=2, context=4)
@@ -109,6 +115,96 @@ def test_grouped_keys_and_soft_cap():
     repeated = (t.repeat_interleave(3, 1) for t in (k, v))
     close(attend(q, k, v), attend(q, *repeated))
     close(attend(q, k, v, causal=True), attend(q, k, v, causal=True, soft_cap=1e4), 1e-4)
+
+
+def test_where_caps_and_windows_are_compiled_into_the_kernel():
+    assert uses_flex("cuda", 16) and uses_flex(torch.device("cuda:1"), 64)
+    assert not uses_flex("cuda", 8)  # fewer channels than it takes
+    assert not uses_flex("cpu", 64) and not uses_flex("mps", 64)
+
+
+@pytest.fixture
+def flex(monkeypatch):
+    "Takes the processor for a CUDA device; `flex_attention` is counted and runs uncompiled"
+    masks = []
+
+    def counted(q, k, v, score_mod=None, block_mask=None, enable_gqa=False):
+        masks.append(block_mask)
+        settings = dict(score_mod=score_mod, block_mask=block_mask, enable_gqa=enable_gqa)
+        return transformer.flex_attention(q, k, v, **settings)
+
+    for module in (transformer, fast_transformer):
+        monkeypatch.setattr(module, "uses_flex", lambda device, head_dim: True)
+    monkeypatch.setattr(transformer, "compiled_flex", lambda: counted)
+    # it would trace itself first, for each shape
+    monkeypatch.setattr(flex_module, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    return masks
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+@torch.no_grad()
+@pytest.mark.parametrize("soft_cap", [None, 2.0])
+def test_flex_attention_gives_the_same_numbers(request, soft_cap):
+    "With windows shorter than the sequence, causal, paired, over space and with grouped keys"
+    pairs = torch.cat([tokens(T=7), tokens(T=7, seed=2)])
+
+    def outputs():
+        short = make(FastTransformer, soft_cap=soft_cap)
+        long = make(FastTransformer, soft_cap=soft_cap, context=9)
+        return [
+            *(net(tokens(T=7), GROUPS) for net in (short, long)),
+            *short.forward_paired(pairs, 2, GROUPS, final_tokens=2),
+        ]
+
+    expected = outputs()
+    masks = request.getfixturevalue("flex")
+    close(outputs(), expected)
+    blocks = [mask for mask in masks if mask is not None]
+    assert all(isinstance(mask, flex_module.BlockMask) for mask in blocks)
+    # made once for each size: of the window, of all, of the pairs
+    assert len({id(mask) for mask in blocks}) == (2 if soft_cap is None else 3)
+    assert (soft_cap is None) == (len(blocks) == len(masks))
+
+
+def test_which_steps_a_window_shows():
+    assert window_mask(4, 2).int().tolist() == [
+        *([1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]),
+    ]
+    assert paired_mask(3, 2).int().tolist() == [
+        *([0, 0, 0, 1, 0, 0], [1, 0, 0, 0, 1, 0], [0, 1, 0, 0, 0, 1]),
+    ]
+
+
+@pytest.mark.parametrize("attention", ["factorised", "dense"])
+@torch.no_grad()
+def test_a_position_on_the_device_gives_the_same_numbers(attention):
+    "While the cache fills and when it is full"
+    net = make(attention=attention)
+    x = tokens(T=11)
+    caches = TimeCache(4), TimeCache(4)
+    for cache in caches:
+        net(x[:, :2], GROUPS, cache=cache)
+    for t in range(2, 11):
+        new = x[:, t : t + 1]
+        expected = net(new, GROUPS, cache=caches[0])
+        caches[1].position = torch.tensor(t)
+        caches[1].steps = -1  # is not read
+        close(net(new, GROUPS, cache=caches[1], commit=False), expected)
+
+
+def test_rotary_tables_are_made_once_in_a_pass(monkeypatch):
+    calls = []
+
+    def counted(*args):
+        calls.append(args)
+        return rotary_of_steps(*args)
+
+    for module in (transformer, fast_transformer):
+        monkeypatch.setattr(module, "rotary_of_steps", counted)
+    net = make(FastTransformer)
+    net(tokens(), GROUPS)
+    net.forward_paired(tokens(), 1, GROUPS, final_tokens=2)
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize(

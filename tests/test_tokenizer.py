@@ -113,6 +113,19 @@ def test_no_perceptual_term_where_its_weight_is_zero():
     assert "perceptual" not in terms
 
 
+def test_masks_are_drawn_first():
+    "The loss with its masks drawn before is the same, and draws nothing itself"
+    model, batch = small_tokenizer(), make_batch(frames=some_frames())
+    loss = tokenizer_loss(TokenizerConfig(image_size=16, max_mask=0.9))
+    mask = loss.draw(model, batch, torch.Generator().manual_seed(3))
+    assert mask.shape == (2, 3, 4) and mask.dtype == torch.bool
+    expected = loss(model, batch, torch.Generator().manual_seed(3))
+    state = torch.get_rng_state()
+    assert loss(model, batch, mask) == expected
+    assert torch.equal(torch.get_rng_state(), state)
+    assert loss(model, batch, ~mask)["mse"] != expected["mse"]
+
+
 def test_patches_are_counted_row_by_row():
     frames = torch.arange(3 * 16 * 24).view(3, 16, 24)
     patches = patchify(frames, 8)

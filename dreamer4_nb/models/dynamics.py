@@ -577,7 +577,7 @@ class Dream:
         latents = self.sampler(denoise, noise, self.sample_steps, k_max).clamp(-1, 1)
         return latents, *self.read(latents, context_noise, actions, action_mask, self.cache)
 
-# %% ../../nbs/models/05_dynamics.ipynb #4ebf7236
+# %% ../../nbs/models/05_dynamics.ipynb #8047f9a9
 @lru_cache
 def compiled_advance() -> Callable:
     "`Dream.advance` as one compiled graph for each shape."
