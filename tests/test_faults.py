@@ -298,7 +298,7 @@ def test_memory_stays_flat_in_every_stage(tmp_path, full, capsys, monkeypatch):
     changes |= {"name": "long", "imagination.iterations": steps, "agent.bc_windows": 8}
     config = named("smoke").change(changes)
     measured = (steps // 2, steps)
-    run = Run(tmp_path / "run", config, progress=False, processes=1)
+    run = Run(tmp_path / "run", config, progress=False)
     grown = measure_stages(run, measured, monkeypatch)
     policy = load(tmp_path / "run")
     memory = MemoryAt(measured)
@@ -344,10 +344,9 @@ sys.addaudithook(deny)
 RUN = """
 import sys
 from dreamer4_nb.config import named
-from dreamer4_nb.pipeline import run_all
-from dreamer4_nb.run.run import Run
+from dreamer4_nb.pipeline import demo
 
-run_all(Run(sys.argv[1], named("smoke"), progress=False, processes=2))
+demo(named("smoke"), sys.argv[1], progress=False, processes=2)
 """
 
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +11,12 @@ from dreamer4_nb.config import StageConfig, named
 from dreamer4_nb.data.dataset import LatentStore
 from dreamer4_nb.files import read_json, read_npz, with_checksum
 from dreamer4_nb.models.tokenizer import Tokenizer
-from dreamer4_nb.pipeline import processes_for, run_all, stages_left
+from dreamer4_nb.pipeline import demo, evaluate, processes_for, run_all, stages_left
 from dreamer4_nb.policy.advantages import Monitor
 from dreamer4_nb.run import imagination, stages
 from dreamer4_nb.run.changes import LEFT_BY, config_changes
 from dreamer4_nb.run.folder import STAGES, RunError, RunFolder
+from dreamer4_nb.run.launch import run_lock
 from dreamer4_nb.run.run import Run
 from dreamer4_nb.run.stages import (
     convert_recordings,
@@ -410,7 +410,8 @@ def test_processes_make_the_files_of_one(tmp_path, processes):
             stage(many)
             if stage is record_world:
                 counts.append(len(list(many.out.glob("recordings/*/v3_*"))))
-    assert counts == np.cumsum([len(range(6)[r::processes]) for r in range(processes)]).tolist()
+    own = [len(range(6)[rank::processes]) for rank in range(processes)]
+    assert counts == np.cumsum(own).tolist()
     for folder, kind in (("converted", "*.npy"), ("latents", "*.npy")):
         files = sorted(path.relative_to(one.out) for path in (one.out / folder).rglob(kind))
         assert files
@@ -539,3 +540,29 @@ def test_more_iterations_and_what_follows(tmp_path, capsys):
     assert {path: path.stat().st_mtime_ns for path in cells} == cells
     assert (out / "earlier" / "1" / "policies" / "imagination.safetensors").exists()
     assert stages_left(run, "evaluate") == []
+
+
+# --- several processes
+
+
+def test_two_processes_go_through_all_stages(tmp_path, capfd):
+    "And what they have played is what one process plays"
+    out = tmp_path / "run"
+    run = demo(named("smoke"), out, processes=2)
+    printed = [line for line in capfd.readouterr().out.splitlines() if line.startswith("[")]
+    assert printed == [f"[{number}/9] {stage}" for number, stage in enumerate(STAGES, 1)]
+    assert [stage for stage in STAGES if run.done(stage)] == STAGES
+    assert run.state["machine"]["processes"] == 2
+    assert run.processes == 1
+    hidden = [path.name for path in out.rglob(".*")]
+    assert hidden == []
+    shared = read_json(out / "results.json")["policies"]
+    shutil.rmtree(out / "evaluation")
+    assert evaluate(out, progress=False)["policies"] == shared
+
+
+def test_two_commands_do_not_work_in_one_folder(tmp_path):
+    with run_lock(tmp_path / "run"):
+        with pytest.raises(RunError, match="works in this folder. Hint: wait"):
+            demo(named("smoke"), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run" / "run.json").exists()

@@ -55,6 +55,7 @@ def play_policies(
         run.seed,
         run.out / folder,
         run.progress,
+        run.config.agent_training.mixed_precision,
     )
 
 # %% ../../nbs/run/05_evaluate.ipynb #2f05a007
@@ -108,8 +109,12 @@ def episode_films(
 ) -> dict[str, np.ndarray]:  # (steps, C, H, W) uint8
     "An episode of each policy in the first test world"
     films = {}
+    precision = run.config.agent_training.mixed_precision
     for name in POLICIES:
-        actor = Actor(tokenizer, agent, run.policy(name, agent), 0.5, generator=generator)
+        head = run.policy(name, agent)
+        actor = Actor(
+            tokenizer, agent, head, 0.5, generator=generator, mixed_precision=precision
+        )
         _, info = play_worlds(run.worlds(1), actor, film=1)
         films[f"film_{name}"] = info["film"][0]
     return films

@@ -67,13 +67,13 @@ def from_main(
     function: Callable[[], Any],  # called in the main process alone
 ) -> Any:  # what it returns, in every process
     "Let the main process do something; all go on with its result, or raise its error"
-    outcome: tuple[Any, Exception | None] = (None, None)
+    answer: tuple[Any, Exception | None] = (None, None)
     if is_main():
         try:
-            outcome = (function(), None)
+            answer = (function(), None)
         except Exception as error:
-            outcome = (None, error)
-    result, problem = broadcast_object(outcome)
+            answer = (None, error)
+    result, problem = broadcast_object(answer)
     if problem is not None:
         raise problem
     return result
@@ -201,7 +201,6 @@ class RunFolder:
         config: Config | None = None,
         device: str | torch.device = "cpu",  # where to train
         progress: bool = True,  # show progress bars
-        processes: int | None = None,  # without effect
     ):
         self.out = Path(out)
         self.device = own_device(device)

@@ -14,6 +14,7 @@ import torch
 import dreamer4_nb
 from ..policy.actor import Actor
 from .folder import POLICIES, RunError, RunFolder
+from ..training.distributed import make_generator
 from ..training.memory import check_device
 
 # %% ../../nbs/run/07_load.ipynb #fa541572
@@ -93,5 +94,12 @@ def load(
     tokenizer = run.trained("tokenizer")
     agent = run.trained("agent")
     head = run.policy(policy, agent)
-    generator = torch.Generator().manual_seed(seed)
-    return TrainedPolicy(Actor(tokenizer, agent, head, temperature, generator=generator))
+    actor = Actor(
+        tokenizer,
+        agent,
+        head,
+        temperature,
+        generator=make_generator(run.device, seed),
+        mixed_precision=run.config.agent_training.mixed_precision,
+    )
+    return TrainedPolicy(actor)
