@@ -603,13 +603,9 @@ class Compile(Callback):
             if not _has_forward(learner.model):
                 parts = [m for m in learner.model.children() if _has_forward(m)]
             self.compiled = [(part, "forward") for part in parts]
+        settings: dict[str, Any] = dict(fullgraph=whole, recompile_limit=MOST_VERSIONS)
         for module, name in self.compiled:
-            compiled = torch.compile(
-                getattr(module, name),
-                dynamic=False,
-                fullgraph=whole,
-                recompile_limit=MOST_VERSIONS,
-            )
+            compiled = torch.compile(getattr(module, name), dynamic=False, **settings)
             setattr(module, name, compiled)
 
     def close(self) -> None:
