@@ -11,6 +11,8 @@ import math
 import torch
 import torch.nn as nn
 
+from .transformer import RMSNorm
+
 # %% ../../nbs/models/06_heads.ipynb #37db6a92
 def symlog(
     x: torch.Tensor,  # any numbers
@@ -105,9 +107,9 @@ class MLPHead(nn.Module):
                 nn.Linear(channels, reader), nn.SiLU(), nn.Linear(reader, reader), nn.SiLU()
             )
             inputs = width + number * (reader - channels)
-        modules: list[nn.Module] = [nn.RMSNorm(width, eps=1e-6)]
+        modules: list[nn.Module] = [RMSNorm(width)]
         for _ in range(layers):
-            modules += [nn.Linear(inputs, hidden), nn.RMSNorm(hidden, eps=1e-6), nn.SiLU()]
+            modules += [nn.Linear(inputs, hidden), RMSNorm(hidden), nn.SiLU()]
             inputs = hidden
         self.net = nn.Sequential(*modules)
         output_layers = [nn.Linear(inputs, out) for _ in range(distances)]
