@@ -156,6 +156,18 @@ def test_another_configuration_for_the_same_folder(run):
     assert_error(call("demo", *SMOKE, "--seed", 1, "--out", run), "run.json", "--out")
 
 
+def test_a_changed_setting_is_named(run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    options = ("--imagination.iterations", 3, "--upto", "record")
+    done = call("train", copy, *SMOKE, *options)
+    assert done.returncode == 0, done.stderr[-2000:]
+    line = "imagination.iterations: 2 -> 3: continues imagination; then evaluate, report"
+    assert line in done.stdout
+    assert (copy / "earlier" / "1" / "results.json").exists()
+    assert (copy / "imagination" / "checkpoint").exists()
+
+
 def test_fields_are_options(tmp_path):
     options = "--imagination.gamma .95 --dynamics.soft-cap 30 --data.seed 3".split()
     options += ["--agent.reward-importance", "--agent-training.patience", "5"]
@@ -192,6 +204,8 @@ WRONG_ARGUMENTS = [
     (("train", "out", "--task", "mine"), ("('collect_wood', 'tools', 'recordings')",)),
     (("demo", "--seed", "many"), ("--seed", "many")),
     (("demo", "--seed", "-1"), ("--seed -1", "0 or more")),
+    (("demo", "--processes", "0"), ("--processes 0", "1 or more")),
+    (("train", "out", "--processes", "two"), ("--processes", "two")),
     (("demo", "--device", "gpu"), ("--device", "'gpu'", "'cpu' always is")),
     (("demo", "--size", "gpu", "--config", "c.json"), ("--size gpu", "--config")),
     (("trian", "out"), ("trian", "train")),
