@@ -221,11 +221,12 @@ class FastTransformer(Transformer):
         rope = self.rotary_table(x, None)
         i = len(self.layers) - 1
         between = None
-        seen = single
+        single_pairs = single
         if self.kinds.endswith("st") and len(x) > 2 * paired:
             x = self.run_up_to_last(x, groups, single, None, rope, None, paired, i - 1)
             x, between = self.run_apart(i - 1, x, paired, groups, last_tokens, final_tokens)
-            seen = None if single is None else torch.cat([single[:paired], single[-paired:]])
+            if single is not None:
+                single_pairs = torch.cat([single[:paired], single[-paired:]])
         else:
             x = self.run_up_to_last(x, groups, single, None, rope, last_tokens, paired)
         others = None
@@ -237,7 +238,7 @@ class FastTransformer(Transformer):
             inputs = self.layer_inputs(i, groups, single_others, None, rope)
             others = self.run_layer(i, read, last_tokens=final_tokens, **inputs)
             others = self.norm(others)
-        inputs = self.layer_inputs(i, groups, seen, None, rope, paired)
+        inputs = self.layer_inputs(i, groups, single_pairs, None, rope, paired)
         noisy = self.run_layer(i, x, last_tokens=last_tokens, last_sequences=paired, **inputs)
         return self.norm(noisy), others
 
