@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STAGE_FUNCTIONS', 'scaled', 'configure', 'write_run_report', 'run_stage', 'stages_up_to', 'stages_left', 'run_all',
-           'train_checked', 'processes_for', 'train', 'evaluate', 'demo']
+           'train_checked', 'processes_for', 'train', 'evaluate', 'play', 'demo']
 
 # %% ../nbs/03_pipeline.ipynb #0d6cc8d3
 import os
@@ -271,6 +271,27 @@ def evaluate(
     _share(_evaluate, arguments, run.config, device, processes)
     run.state = Run(run.out, progress=False).state
     return read_json(run.out / "results.json", error=RunError)
+
+# %% ../nbs/03_pipeline.ipynb #57aa87ea
+def _play(
+    out: Path, folder: str, validation: int, test: int, device: str, progress: bool
+) -> None:
+    "What each process does of `play`"
+    _open(out, None, device, progress).play(folder, validation, test)
+
+
+def play(
+    run: Run,  # with a trained agent and its policies
+    folder: str,  # in the run, for the finished results
+    validation_worlds: int,  # in which temperatures are chosen
+    test_worlds: int,  # in which results are reported
+    processes: int | None = None,  # that share the work; None: see `processes_for`
+) -> dict[str, Any]:  # policy -> returns, temperature and more
+    "Play all policies in the true worlds, as many as are asked for"
+    worlds = (validation_worlds, test_worlds)
+    arguments = (run.out, folder, *worlds, str(run.device), run.progress)
+    _share(_play, arguments, run.config, str(run.device), processes)
+    return run.play(folder, *worlds)
 
 # %% ../nbs/03_pipeline.ipynb #288b3770
 def _demo(out: Path | str, config: Config, device: str, progress: bool) -> None:

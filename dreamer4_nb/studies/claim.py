@@ -20,7 +20,7 @@ import dreamer4_nb
 from ..config import Config, EvaluationConfig
 from ..evaluation.statistics import two_level_bootstrap
 from ..files import atomic_file, read_json, read_npz, write_json
-from ..pipeline import configure, run_all
+from ..pipeline import configure, demo, play
 from ..run.run import Run, RunError
 
 # %% ../../nbs/studies/12_claim.ipynb #d7870214
@@ -35,7 +35,8 @@ def evaluate_by_protocol(
     clock = run.out / "protocol" / "minutes.json"
     minutes = read_json(clock, error=RunError) if clock.exists() else 0.0
     start = time.time()
-    policies = run.play("protocol", evaluation.validation_worlds, evaluation.test_worlds)
+    worlds = (evaluation.validation_worlds, evaluation.test_worlds)
+    policies = play(run, "protocol", *worlds)
     minutes += (time.time() - start) / 60
     write_json(clock, minutes)
     return policies, minutes
@@ -49,7 +50,7 @@ def run_seed(
     progress: bool = True,  # show progress bars
 ) -> dict:  # an entry of the results file
     "A whole run and its evaluation by the protocol."
-    run = run_all(Run(run_dir, config, device, progress))
+    run = demo(config, run_dir, device, progress)
     results = read_json(run.out / "results.json", error=RunError)
     policies, minutes = evaluate_by_protocol(run, evaluation, results)
     rollout = {name: results["rollout"][name] for name in ("psnr", "repeat_last", "shuffled")}
