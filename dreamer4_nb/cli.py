@@ -506,6 +506,11 @@ class BenchCommand:
     size: Literal["smoke", "laptop"] = "laptop"  # of the models
     # python of an environment with PyPI's dreamer4, which is then measured beside ours
     peer: Annotated[str | None, tyro.conf.arg(help_behavior_hint="(default: none)")] = None
+    # a commit of this repository, whose code is then measured beside today's
+    against: Annotated[str | None, tyro.conf.arg(help_behavior_hint="(default: none)")] = None
+    # cpu, or an accelerator such as cuda: then training, dreaming and a short run at size
+    # gpu, in six minutes, written to bench_gpu.json
+    device: str = "cpu"
     results: Path = Path("nbs/results")  # folder of bench.json
     rounds: int = 7  # how often each variant has its turn
     seconds: float = 0.3  # CPU-seconds of a variant in a turn, one call at least
@@ -517,6 +522,9 @@ class BenchCommand:
         from dreamer4_nb.training.memory import keep_freed_memory
 
         keep_freed_memory()
+        if self.device != "cpu":
+            self.measure_accelerator()
+            return
         benches = self.benches()
         with tempfile.TemporaryDirectory() as empty:
             # with an empty cache compiling takes as long as the first time
@@ -527,12 +535,27 @@ class BenchCommand:
             ):
                 print(line(name, result), flush=True)
 
+    def measure_accelerator(self) -> None:
+        "Measure training, dreaming and a short run on another device than the processor"
+        from dreamer4_nb.studies.gpu import bench_gpu
+        from dreamer4_nb.training.memory import check_device
+
+        try:
+            check_device(self.device)
+        except ValueError as error:
+            raise UsageError(f"--device: {error}") from None
+        bench_gpu(self.device, self.results / "bench_gpu.json")
+
     def benches(self) -> dict[str, Any]:  # name -> function that sets a benchmark up
-        "The benchmarks whose name begins with `only`; those of the peer if one is given"
+        "The benchmarks whose name begins with `only`; those of a peer or a commit if given"
         from dreamer4_nb.studies.bench import BENCHES, peers
+        from dreamer4_nb.studies.earlier import against
 
         all_benches = dict(BENCHES)
         prefix = self.only or ""
+        if self.against is not None:
+            all_benches |= against(self.against)
+            prefix = self.only or "against"
         if self.peer is not None:
             all_benches |= peers(self.peer)
             prefix = self.only or "peer"

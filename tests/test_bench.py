@@ -62,3 +62,15 @@ def test_peer_without_package(tmp_path):
     done = call("bench", *peer, "--rounds", 1, "--results", tmp_path)
     assert_error(done, "encode: its process ended early", "No module named 'dreamer4'")
     assert not (tmp_path / "bench.json").exists()
+
+
+def test_a_commit_that_does_not_exist(tmp_path):
+    done = call("bench", "--against", "no-such-commit", "--results", tmp_path)
+    assert_error(done, "--against no-such-commit", "Hint:")
+    assert not (tmp_path / "bench.json").exists()
+
+
+def test_a_device_that_does_not_exist(tmp_path):
+    done = call("bench", "--device", "nowhere", "--results", tmp_path)
+    assert_error(done, "--device", "Hint:", code=2)
+    assert not list(tmp_path.iterdir())

@@ -185,7 +185,7 @@ def bench_peer_tokenizer(
         "ours": step(),
         PEER: RemoteWork(process, "tokenizer"),
         "ours, compiled": step(prepare=compiled),
-        PEER_COMPILED: RemoteWork(compiler, "tokenizer_compiled"),
+        PEER_COMPILED: RemoteWork(compiler, "tokenizer_compiled", True),
         "ours, compiled, bfloat16": step(prepare=compiled, around=bfloat16),
     }
     return Benchmark(variants, 64, "a training step of the tokenizer")
@@ -211,7 +211,7 @@ def bench_peer_flow(
         PEER: RemoteWork(process, "flow"),
         "ours, with a clean past": dynamics_step(config, clean_past=True),
         "ours, compiled": dynamics_step(config, prepare=compiled),
-        PEER_COMPILED: RemoteWork(compiler, "flow_compiled"),
+        PEER_COMPILED: RemoteWork(compiler, "flow_compiled", True),
     }
     return Benchmark(variants, 64, "a flow step of the dynamics")
 

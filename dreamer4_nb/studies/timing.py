@@ -130,6 +130,7 @@ class LocalWork:
         function: Callable[[], Any],  # the work
     ):
         self.function = function
+        self.optional = False  # an error of ours is not left out
 
     def time_calls(
         self,
@@ -149,6 +150,7 @@ class RemoteWork:
 
     process: WorkerProcess  # where the function is
     name: str  # of the function
+    optional: bool = False  # left out with its reason where the process ends early
 
     def time_calls(
         self,
@@ -194,7 +196,11 @@ def first_calls(
     for name, work in works.items():
         try:
             _, seconds[name] = work.time_calls(0)
-        except (ImportError, RuntimeError, RunError) as error:
+        except (ImportError, RuntimeError) as error:
+            skipped[name] = " ".join(str(error).split())[:200]
+        except RunError as error:
+            if not work.optional:
+                raise
             skipped[name] = " ".join(str(error).split())[:200]
     return seconds, skipped
 
