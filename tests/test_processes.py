@@ -110,7 +110,7 @@ def test_a_rank_keeps_freed_memory_before_it_meets_the_others(monkeypatch):
     monkeypatch.setattr(launch, "keep_freed_memory", lambda: calls.append("keep"))
     monkeypatch.setattr(launch, "join_processes", lambda device, place: calls.append(place))
     monkeypatch.setattr(torch, "set_num_threads", lambda n: calls.append(n))
-    launch._become_rank(1, launch.RankJob(print, (), 2, "cpu", "/store"))
+    launch._become_rank(1, 2, "cpu", "/store")
     assert calls == [1, "keep", "file:///store"]
     assert os.environ["RANK"] == "1"
 
@@ -169,7 +169,7 @@ def test_ctrl_c_reaches_each_rank_once(tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_device_that_is_not_there_starts_nothing(monkeypatch):
-    monkeypatch.setattr(launch, "Ranks", None)
+    monkeypatch.setattr(launch, "start_processes", None)
     with pytest.raises(ValueError, match="^device: 'cuda', but PyTorch finds no GPU here"):
         launch.launch(rank_job.talk, processes=2, device="cuda")
 
