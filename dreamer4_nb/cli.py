@@ -673,6 +673,7 @@ def _print_error(error: BaseException) -> None:
         return
     line = f"error: {' '.join(str(error).split())}"
     if rank > 0:
+        time.sleep(3)  # a launcher ends this process when the main one has told the same
         line = f"process {rank}: {line}"
     print(line, file=sys.stderr)
 

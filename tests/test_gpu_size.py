@@ -36,7 +36,7 @@ def quarter_width(
     values["dynamics.num_kv_heads"] = config.dynamics.num_kv_heads // 2
     values["agent.hidden"] = config.agent.hidden // 4
     values["agent.latent_reader"] = config.agent.latent_reader // 4
-    steps = {"tokenizer": 90, "dynamics": 30, "agent": 5}  # a minute
+    steps = {"tokenizer": 80, "dynamics": 30, "agent": 20}  # a minute
     for stage, rate in steps.items():
         training = f"{stage}_training"
         count = max(4, round(rate * minutes))

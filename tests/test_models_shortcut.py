@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from dreamer4_nb.models import shortcut
 from dreamer4_nb.models.shortcut import (
     NoiseSchedule,
     NoisyLatents,
@@ -279,3 +280,12 @@ def test_given_noise_is_used():
     levels = schedule.sample(3, 5, seeded(4))
     noisy = add_noise_to_latents(z1, schedule, levels=levels, noise=noise)
     close(noisy.z, add_noise(z1, schedule.signal_level(levels.signal_level_index), noise))
+
+
+def test_processes_with_slices_of_a_model_all_call_it(monkeypatch):
+    "None of them may have no rows that learn large steps while another has some"
+    monkeypatch.setattr(shortcut, "is_sliced", lambda: True)
+    schedule = NoiseSchedule(4, bootstrap_fraction=0.1)
+    counts = {schedule.num_bootstrap_rows(2, seeded(s)) for s in range(50)}
+    assert counts == {1}
+    assert NoiseSchedule(4, bootstrap_fraction=0.0).num_bootstrap_rows(2) == 0

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..training.distributed import Average, average
+from ..training.distributed import Average, average, is_sliced
 
 # %% ../../nbs/models/03_shortcut.ipynb #3272cacf
 class NoiseLevels(NamedTuple):
@@ -87,7 +87,9 @@ class NoiseSchedule:
         whole = math.floor(expected)
         if expected == whole:
             return whole
-        return whole + (uniform_on_host(generator) < expected - whole)
+        n = whole + (uniform_on_host(generator) < expected - whole)
+        # where the model is sliced, all processes have to call it equally often
+        return max(n, 1) if is_sliced() else n
 
     def sample(
         self,

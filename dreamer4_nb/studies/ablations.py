@@ -65,8 +65,8 @@ class AppendingTimeAttention(FastTimeAttention):
 
     def attend_to_cache(
         self,
-        q: torch.Tensor,  # (S*B, heads, 1, head_dim)
-        k: torch.Tensor,  # of the new step, (S*B, kv_heads, 1, head_dim)
+        q: torch.Tensor,  # (n*B, heads, 1, head_dim), of the last n tokens
+        k: torch.Tensor,  # of the new step, (S*B, kv_heads, 1, head_dim), of all tokens
         v: torch.Tensor,  # like k
         cache: TimeCache,  # full
         layer: int,  # number of the layer, which names its buffer
@@ -75,7 +75,8 @@ class AppendingTimeAttention(FastTimeAttention):
         old_keys, old_values = cache.buffer(layer, k)[:, :, :, 1:]
         keys = torch.cat([old_keys, k], 2)
         values = torch.cat([old_values, v], 2)
-        return self.attend(q, keys, values, soft_cap=self.soft_cap)
+        own = slice(len(k) - len(q), None)
+        return self.attend(q, keys[own], values[own], soft_cap=self.soft_cap)
 
 
 class AppendingLayer(FastLayer):

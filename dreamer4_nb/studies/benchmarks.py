@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRECISION_VARIANTS', 'PART_BENCHMARKS', 'STAGE_BENCHMARKS', 'eight_actions', 'random_frames', 'random_windows',
-           'new_dynamics', 'random_recordings', 'mean_of', 'training_step', 'unchanged', 'tokenizer_step',
+           'new_dynamics', 'random_recordings', 'training_step', 'unchanged', 'tokenizer_step',
            'bench_tokenizer_training', 'encode_windows', 'encode_frame_by_frame', 'bench_encode', 'FixedLevels',
            'dynamics_step', 'bench_dynamics_flow', 'bench_dynamics_shortcut', 'UncachedDream', 'dream_step',
            'bench_generation', 'uncached_dreams', 'bench_phase3', 'bench_loader', 'PlayedWorlds', 'bench_evaluation',
@@ -44,7 +44,7 @@ from ..policy.pmpo import ImaginationTrainer
 from ..run.run import Run
 from .timing import Benchmark
 from ..training.callbacks import Callback, Compile
-from ..training.distributed import Average
+from ..training.distributed import mean_of
 from ..training.learner import Learner
 from ..training.optim import RMSNormalizer, make_optimizers
 from ..worlds.vector import VectorWorlds
@@ -119,13 +119,6 @@ def random_recordings(
     return recordings, LatentStore(folder / "latents")
 
 # %% ../../nbs/studies/16_benchmarks.ipynb #375f83b1
-def mean_of(
-    term: Average | torch.Tensor,  # of a loss
-) -> torch.Tensor:  # scalar
-    "The value of a loss term."
-    return term.mean if isinstance(term, Average) else term
-
-
 def training_step(
     model: nn.Module,  # is trained in place
     loss_fn: Callable,  # (model, batch, generator) -> terms

@@ -26,6 +26,7 @@ from ..models.dynamics import Dynamics, dynamics_loss
 from ..models.tokenizer import Tokenizer, psnr, tokenizer_loss
 from ..run.run import Run, RunError
 from ..run.stages import encode_episode
+from ..training.distributed import mean_of
 from ..training.fit import fit_head
 from ..training.optim import RMSNormalizer
 
@@ -158,7 +159,8 @@ def train_for(
     def total_loss(model, batch):
         terms = loss_fn(model, batch, generator)
         terms.pop("metrics", None)
-        return sum(weights.get(k, 1.0) * normalizer(k, v) for k, v in terms.items())
+        means = {name: mean_of(term) for name, term in terms.items()}
+        return sum(weights.get(k, 1.0) * normalizer(k, v) for k, v in means.items())
 
     losses = fit_head(
         model,

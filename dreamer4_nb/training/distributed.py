@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DEVICE_TIMEOUT', 'HOST_TIMEOUT', 'own_device', 'join_processes', 'rank', 'num_processes', 'is_main',
-           'wait_for_everyone', 'broadcast_object', 'autocast', 'make_generator', 'Average', 'average',
+           'wait_for_everyone', 'broadcast_object', 'autocast', 'make_generator', 'Average', 'mean_of', 'average',
            'mean_over_processes', 'all_reduce_sum', 'all_gather', 'process_seed', 'step_seed', 'is_fsdp_wanted',
-           'make_accelerator', 'LossModule', 'prepare']
+           'is_sliced', 'make_accelerator', 'LossModule', 'prepare']
 
 # %% ../../nbs/training/04_distributed.ipynb #a5657ea3
 import atexit
@@ -189,6 +189,13 @@ class Average(NamedTuple):
         return self.total / self.count.clamp(min=1)
 
 
+def mean_of(
+    term: Average | torch.Tensor,  # of a loss
+) -> torch.Tensor:  # scalar
+    "The value of a loss term in this process."
+    return term.mean if isinstance(term, Average) else term
+
+
 def average(
     x: torch.Tensor,  # of any shape
     mask: torch.Tensor | None = None,  # True or a weight where x counts, broadcast; None: all
@@ -267,6 +274,11 @@ def step_seed(
 def is_fsdp_wanted() -> bool:
     "Whether Accelerate is configured to slice models (FSDP)."
     return parse_flag_from_env("ACCELERATE_USE_FSDP")
+
+
+def is_sliced() -> bool:
+    "Whether several processes train here, each with a slice of the model."
+    return num_processes() > 1 and is_fsdp_wanted()
 
 
 def _check_fsdp(mixed_precision: str) -> None:
