@@ -15,6 +15,7 @@ from dreamer4_nb.data.convert import convert
 from dreamer4_nb.data.dataset import Recordings
 from dreamer4_nb.data.recordings import read_episode
 from dreamer4_nb.worlds import voxel
+from dreamer4_nb.worlds.tasks import PlayerKind
 from dreamer4_nb.worlds.voxel import AIR, GRASS_BLOCK, LEAVES, LOG, VoxelWorld
 from dreamer4_nb.worlds.voxel_players import (
     KEYS,
@@ -23,6 +24,12 @@ from dreamer4_nb.worlds.voxel_players import (
     RandomKeys,
     Stroller,
     record_voxel,
+)
+from dreamer4_nb.worlds.voxel_tasks import (
+    VOXEL_TASK_PLAYERS,
+    Navigator,
+    VoxelNavigate,
+    VoxelObtainPickaxe,
 )
 
 root = Path(__file__).resolve().parent.parent
@@ -432,3 +439,164 @@ def test_works_where_nothing_can_be_kept():
     names = {}
     exec("def double(x):\n    return 2 * x\n", names)
     assert voxel.jit(names["double"])(3) == 6
+
+
+# ---- tasks with choices
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("cls", [VoxelNavigate, VoxelObtainPickaxe])
+def test_tasks_have_minerls_spaces(cls):
+    world = cls(steps=10)
+    check_env(world, skip_render_check=True)
+    space = ActionSpace.minerl(cls.minerl_id)
+    assert sorted(world.action_space) == sorted(space.names)
+    for name, options in space.choices.items():
+        assert world.action_space[name].n == len(options)
+
+
+def test_observations_are_minerls():
+    assert sorted(VoxelNavigate().observation_space) == ["compass", "inventory", "pov"]
+    assert list(VoxelNavigate().observation_space["inventory"]) == ["dirt"]
+    obtain = VoxelObtainPickaxe().observation_space
+    assert sorted(obtain) == ["equipped_items", "inventory", "pov"]
+    assert sorted(obtain["equipped_items"]["mainhand"]) == ["damage", "maxDamage", "type"]
+    assert obtain["equipped_items"]["mainhand"]["type"].n == 9
+    assert len(obtain["inventory"]) == 18
+
+
+@pytest.mark.parametrize("cls", [VoxelNavigate, VoxelObtainPickaxe])
+def test_tasks_are_saved_and_restored(cls):
+    world = cls(action_repeat=2)
+    world.reset(seed=1)
+    world.change("dirt", 3)
+    play(world, random_actions(20, 0))
+    state = world.save()
+    later = play(world, random_actions(30, 1))
+    other = cls(action_repeat=2)
+    other.reset(seed=2)
+    other.restore(state)
+    assert_same(play(other, random_actions(30, 1)), later)
+    assert other.amount("dirt") == world.amount("dirt") >= 3
+    plain = VoxelWorld()
+    plain.reset(seed=0)
+    with pytest.raises(ValueError, match="amounts.*Hint"):
+        other.restore(plain.save())
+
+
+def test_navigator_is_paid_at_the_block():
+    world = VoxelNavigate(action_repeat=2, steps=300)
+    observation, _ = world.reset(seed=3)
+    player = Navigator()
+    over = False
+    rewards = []
+    while not over:
+        observation, reward, terminated, truncated, _ = world.step(player.act(world))
+        rewards.append(reward)
+        over = terminated or truncated
+    assert terminated
+    assert rewards[-1] == sum(rewards) == 100
+    assert np.abs(world.goal_point() - world.player[:3])[:2].max() < 1
+
+
+def test_compass_turns_with_the_head():
+    world = VoxelNavigate()
+    world.reset(seed=5)
+    before = world.compass()
+    observation, *_ = world.step(dict(camera=(0, 20)))
+    turned = (before - float(observation["compass"]["angle"]) + 180) % 360 - 180
+    assert turned == pytest.approx(20, abs=1)
+
+
+def test_dirt_is_dug_and_placed():
+    world = VoxelNavigate()
+    world.reset(seed=5)
+    for _ in range(7):
+        world.step(dict(camera=(10, 0)))
+    blocks = world.blocks.copy()
+    while not world.amount("dirt"):
+        world.step(dict(attack=1))
+    assert (world.blocks != blocks).sum() == 1
+    observation, *_ = world.step(dict(place="dirt"))
+    assert observation["inventory"]["dirt"] == world.amount("dirt") == 0
+    world.step(dict(place="dirt"))  # there is none left
+    assert (world.blocks > 1).sum() == (blocks > 1).sum()
+
+
+def test_recipes_take_what_they_need():
+    world = VoxelObtainPickaxe()
+    world.reset(seed=0)
+
+    def does(**action):
+        _, reward, *_ = world.step(action)
+        return reward
+
+    assert does(craft="planks") == 0
+    world.change("log", 3)
+    assert does(craft="planks") == 1 + 2  # the log is there, too
+    assert does(craft="planks") == does(craft="planks") == 0  # once
+    assert (world.amount("log"), world.amount("planks")) == (0, 12)
+    assert does(craft="stick") == 4
+    assert does(craft="crafting_table") == 4
+    assert does(nearbyCraft="wooden_pickaxe") == 0  # no table stands near
+    x, y, z = np.floor(world.player[:3]).astype(int)
+    world.put_block((x + 2, y, z), voxel.CRAFTING_TABLE)
+    assert does(nearbyCraft="wooden_pickaxe") == 8
+    assert world.tool == "air"
+    does(equip="stone_pickaxe")
+    assert world.tool == "air"  # the player has none
+    does(equip="wooden_pickaxe")
+    assert world.tool == "wooden_pickaxe"
+    assert world.break_ticks(voxel.STONE) == 23
+    world.change("cobblestone", 3)
+    assert does() == 16
+    assert does(nearbyCraft="stone_pickaxe") == 32
+    assert world.is_done()
+
+
+def test_stone_gives_nothing_to_the_hand():
+    world = VoxelObtainPickaxe()
+    world.reset(seed=0)
+    world.collect(voxel.STONE)
+    assert world.amount("cobblestone") == 0
+
+
+def test_ladder_is_climbed_and_recorded(tmp_path):
+    "Choices and observations go through writer, reader, converter and codec."
+    path = record_voxel(
+        tmp_path / "a",
+        episodes=1,
+        seed=0,
+        steps=400,
+        kind="expert",
+        progress=False,
+        world_class=VoxelObtainPickaxe,
+        kinds=(PlayerKind("expert", 1.0, "PickaxeMaker", (0.0, 0.0)),),
+        classes=VOXEL_TASK_PLAYERS,
+    )[0]
+    episode = read_episode(path)
+    assert episode.terminated
+    assert episode.rewards.sum() == 67
+    assert "crafting_table" in episode.actions["craft"]
+    assert "stone_pickaxe" in episode.actions["nearbyCraft"]
+    assert episode.observations["inventory$stone_pickaxe"][-1] == 1
+    assert len(episode.observations["equipped_items$mainhand$type"]) == len(episode) + 1
+    convert(tmp_path / "a", tmp_path / "converted", progress=False)
+    actions = Recordings(tmp_path / "converted").actions(0)
+    codec = ActionCodec(ActionSpace.minerl("MineRLObtainIronPickaxe-v0"))
+    np.testing.assert_array_equal(actions, codec.encode(episode.actions))
+
+
+def test_without_numba():
+    "The modules are imported, and the world says what is missing."
+    code = (
+        "import sys; sys.modules['numba'] = None;"
+        "import dreamer4_nb.worlds.voxel_tasks as tasks;"
+        "tasks.VoxelWorld().reset(seed=0)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=root
+    )
+    assert run.returncode == 1
+    assert "numba" in run.stderr.strip().split("\n")[-1]
+    assert "Hint: pip install 'dreamer4_nb[demo]'" in run.stderr

@@ -30,10 +30,8 @@ from .minerl import LIMITS, complete_action, gymnasium_space
 
 try:
     import numba
-except ImportError as e:
-    raise ImportError(
-        f"the world of blocks needs numba ({e}). Hint: pip install 'dreamer4_nb[demo]'"
-    ) from None
+except ImportError:  # the world cannot be played then
+    numba = None
 
 # %% ../../nbs/worlds/08_voxel.ipynb #4eeb4a3f
 AIR = 0
@@ -152,10 +150,20 @@ def column_tops(
     return np.where(is_solid.any(2), HEIGHT - is_solid[:, :, ::-1].argmax(2), 0)
 
 # %% ../../nbs/worlds/08_voxel.ipynb #8ed87b52
+def _no_numba(*args):
+    raise ImportError(
+        "the world of blocks is compiled by numba, which is not installed. "
+        "Hint: pip install 'dreamer4_nb[demo]'"
+    )
+
+
 def jit(
     function: Callable,  # of numbers and arrays
 ) -> Callable:
-    "Compile for this processor; kept on disk where the module's folder can be written to."
+    """Compile for this processor; kept on disk where the module's folder can be written to.
+    Without numba, what comes back raises ImportError."""
+    if numba is None:
+        return _no_numba
     path = Path(function.__code__.co_filename)
     can_keep = path.is_file() and os.access(path.parent, os.W_OK)
     return numba.njit(cache=can_keep, error_model="numpy")(function)
@@ -165,6 +173,8 @@ def jit_inline(
     function: Callable,  # of numbers and arrays
 ) -> Callable:
     "Compile as a part of each function that calls it, which spares the call."
+    if numba is None:
+        return _no_numba
     return numba.njit(inline="always", error_model="numpy")(function)
 
 # %% ../../nbs/worlds/08_voxel.ipynb #06d6c3b7

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STILL', 'KEYS', 'VOXEL_PLAYERS', 'VOXEL_KINDS', 'camera_angles', 'camera_step', 'ticks_between', 'aim_point',
-           'log_costs', 'idle_action', 'VoxelPlayer', 'solid_at', 'is_step_ahead', 'Walker', 'nearest_copies',
-           'LogCollector', 'Stroller', 'Digger', 'RandomKeys', 'draw_voxel_player', 'flat_observations',
-           'record_voxel_episode', 'record_voxel']
+           'log_costs', 'idle_action', 'VoxelPlayer', 'solid_at', 'cells_ahead', 'obstacle_ahead', 'Walker',
+           'nearest_copies', 'LogCollector', 'Stroller', 'Digger', 'RandomKeys', 'draw_voxel_player',
+           'flat_observations', 'record_voxel_episode', 'record_voxel']
 
 # %% ../../nbs/worlds/09_voxel_players.ipynb #070cbd24
 from pathlib import Path
@@ -17,10 +17,10 @@ from tqdm.auto import tqdm
 
 from ..data.actions import bins_to_camera, camera_to_bins
 from ..data.recordings import write_episode
+from .minerl import complete_action
 from .tasks import PlayerKind
 from dreamer4_nb.worlds.voxel import (
     AIR,
-    BEDROCK,
     LEAVES,
     LOG,
     ON_GROUND,
@@ -222,15 +222,36 @@ def solid_at(
     return world.blocks[int(np.floor(x)) % SIZE, int(np.floor(y)) % SIZE, k] > WATER
 
 
-def is_step_ahead(
+def cells_ahead(
     world: VoxelWorld,  # with the player
     yaw: float,  # degrees of the way
-) -> bool:
-    "Is the way blocked at the feet and free above?"
+    height: float,  # above the feet
+) -> list[tuple[int, int, int]]:
+    "Solid cells that the body would run into at a height."
     x, y, z = world.player[:3].tolist()
-    x += 0.75 * np.sin(np.radians(yaw))
-    y += 0.75 * np.cos(np.radians(yaw))
-    return solid_at(world, x, y, z + 0.5) and not solid_at(world, x, y, z + 1.5)
+    a = np.radians(yaw)
+    cells = []
+    for aside in (0.0, 0.3, -0.3):
+        to_x = x + 0.65 * np.sin(a) + aside * np.cos(a)
+        to_y = y + 0.65 * np.cos(a) - aside * np.sin(a)
+        if solid_at(world, to_x, to_y, z + height):
+            i, j, k = np.floor((to_x, to_y, z + height)).astype(int).tolist()
+            cells.append((i, j, k))
+    return cells
+
+
+def obstacle_ahead(
+    world: VoxelWorld,  # with the player
+    yaw: float,  # degrees of the way
+) -> tuple[int, int, int] | None:  # its cell; None: the way is free, or a jump is enough
+    "What stands in the way of the head, or of a jump."
+    x, y, z = world.player[:3].tolist()
+    cells = cells_ahead(world, yaw, 1.5)
+    if not cells and cells_ahead(world, yaw, 0.5):
+        cells = cells_ahead(world, yaw, 2.3)
+        if solid_at(world, x, y, z + 2.3):
+            cells = [(int(np.floor(x)), int(np.floor(y)), int(z + 2.3))]
+    return cells[0] if cells else None
 
 
 class Walker(VoxelPlayer):
@@ -247,6 +268,8 @@ class Walker(VoxelPlayer):
         self.stuck = 0  # steps for which it has wanted to walk and has not come far
         self._sidestep = 0  # steps left of going around something
         self._side = "left"
+        self._obstacle: tuple[int, int, int] | None = None  # cell that it breaks to get on
+        self._patience = 0  # steps left for that
 
     def walk_to(
         self,
@@ -264,18 +287,39 @@ class Walker(VoxelPlayer):
         action["sprint"] = int(abs(yaw) < 15)
         below = world.blocks[int(place[X]) % SIZE, int(place[Y]) % SIZE, int(place[Z])]
         ahead_yaw = world.player[YAW] + float(action["camera"][1])
-        if below == WATER or (world.player[ON_GROUND] and is_step_ahead(world, ahead_yaw)):
+        is_blocked = bool(cells_ahead(world, ahead_yaw, 0.5))
+        if below == WATER or (world.player[ON_GROUND] and is_blocked):
             action["jump"] = 1
-        if self.stuck > 2:
-            kind = world.aim[0]
-            action["jump"] = 1
-            action["attack"] = int(kind > BEDROCK)
-        if self.stuck > 12 and self._sidestep == 0:
+        if self.stuck > 2 and self._obstacle is None:
+            self._obstacle = obstacle_ahead(world, ahead_yaw)
+            self._patience = 12 + 70 // world.action_repeat  # enough for a log by hand
+        if self._obstacle is not None:
+            return self.clear_way(world)
+        if self.stuck > 6 and self._sidestep == 0:
             self._sidestep = 8
             self._side = ("left", "right")[self.rng.integers(2)]
         if self._sidestep:
             self._sidestep -= 1
             action[self._side] = 1
+        return action
+
+    def clear_way(
+        self,
+        world: VoxelWorld,  # with the obstacle
+    ) -> dict[str, Any]:  # an action
+        "Break what is in the way; who gets nowhere goes around it."
+        assert self._obstacle is not None
+        x, y, z = self._obstacle
+        action = idle_action()
+        action["camera"], pitch, yaw = camera_step(world, (x + 0.5, y + 0.5, z + 0.5))
+        if world.aim[1] == self._obstacle or max(abs(pitch), abs(yaw)) < 3:
+            action["attack"] = 1
+            action["camera"] = np.zeros(2, np.float32)
+        self._patience -= 1
+        if not solid_at(world, x, y, z) or self._patience <= 0:
+            self._sidestep = 0 if self._patience > 0 else 10
+            self._obstacle = None
+            self.stuck = 0
         return action
 
 # %% ../../nbs/worlds/09_voxel_players.ipynb #a9a49ab9
@@ -498,14 +542,14 @@ def record_voxel_episode(
     world_seed: int,  # of the landscape
 ) -> Path:  # the episode's folder
     "Play one episode and write it in MineRL's layout."
-    observation, info = world.reset(seed=world_seed)
+    observation, _ = world.reset(seed=world_seed)
     observations = [observation]
     actions = []
     rewards = []
     over = False
     while not over:
-        actions.append(player.act(world))
-        observation, reward, terminated, truncated, info = world.step(actions[-1])
+        actions.append(complete_action(player.act(world), world.space, world.env_id))
+        observation, reward, terminated, truncated, _ = world.step(actions[-1])
         observations.append(observation)
         rewards.append(reward)
         over = terminated or truncated
@@ -540,9 +584,12 @@ def record_voxel(
     # (i, n): only every n-th episode, from the i-th on, so that n processes share the work
     part: tuple[int, int] = (0, 1),
     progress: bool = True,  # show a progress bar
+    world_class: type[VoxelWorld] = VoxelWorld,  # what is played
+    kinds: tuple[PlayerKind, ...] = VOXEL_KINDS,  # who plays
+    classes: dict[str, type[VoxelPlayer]] = VOXEL_PLAYERS,  # of the kinds' players
 ) -> list[Path]:  # the episodes' folders
     "Write episodes of drawn players in MineRL's layout; finished ones are left as they are."
-    world = VoxelWorld(action_repeat, steps)
+    world = world_class(action_repeat, steps)
     first, stride = part
     folders = []
     numbers = range(first, episodes, stride)
@@ -553,6 +600,6 @@ def record_voxel(
         if folder.exists():
             continue
         rng = np.random.default_rng([seed, number])
-        player = draw_voxel_player(rng, kind)
+        player = draw_voxel_player(rng, kind, kinds, classes)
         record_voxel_episode(root, world, name, player, int(rng.integers(2**63)))
     return folders
