@@ -31,7 +31,7 @@ from .minerl import LIMITS, complete_action, gymnasium_space
 try:
     import numba
 except ImportError:  # the world cannot be played then
-    numba = None
+    numba = None  # type: ignore[assignment]
 
 # %% ../../nbs/worlds/08_voxel.ipynb #4eeb4a3f
 AIR = 0
