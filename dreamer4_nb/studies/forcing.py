@@ -93,8 +93,8 @@ def lesson_loss(
         drawn = schedule.sample(B, T, generator, clean.device)
         weight = None
         if one_level:
-            of_last = [t[:, -1:].expand_as(t) for t in drawn[:3]]
-            drawn = NoiseLevels(*of_last, drawn.rows)
+            signal, step, bootstrap = (t[:, -1:].expand_as(t) for t in drawn[:3])
+            drawn = NoiseLevels(signal, step, bootstrap, drawn.rows)
             weight = last_frame_only(clean)
         if lesson == "ramp on large steps only":
             weight = ramp_on_large_steps(
@@ -184,7 +184,7 @@ def train_lesson(
         fields=(),
         seed=seed,
     )
-    loss = dynamics_loss
+    loss: Callable = dynamics_loss
     if not c.dynamics.clean_past:
         loss = lesson_loss(overrides.get("teach", "paper"))
     steps = train_for(model, loss, batches, seconds, lr=2e-3, seed=seed)

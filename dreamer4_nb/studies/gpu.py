@@ -144,13 +144,13 @@ def random_batch(
     "Random windows of a configuration's sizes."
     tokenizer = config.tokenizer
     reach = steps + config.agent.mtp + 1
-    pictures: dict[str, torch.Tensor] = {}
+    pictures: dict[str, Any] = {}
     if with_frames:
-        shape = (rows, steps, tokenizer.channels, *tokenizer.frame_size)
-        pictures["frames"] = torch.randint(0, 256, shape, dtype=torch.uint8)
+        frame = (tokenizer.channels, *tokenizer.frame_size)
+        pictures["frames"] = torch.randint(0, 256, (rows, steps, *frame), dtype=torch.uint8)
     else:
-        shape = (rows, steps, tokenizer.num_latents, tokenizer.latent_dim)
-        pictures["latents"] = torch.rand(shape) * 2 - 1
+        latents = (tokenizer.num_latents, tokenizer.latent_dim)
+        pictures["latents"] = torch.rand(rows, steps, *latents) * 2 - 1
     return make_batch(
         actions=torch.randint(0, 8, (rows, reach, 1)),
         rewards=torch.zeros(rows, reach),
