@@ -812,7 +812,7 @@ def demo_smoke() -> Config:  # a minute or two on two cores
         {
             "name": "demo_smoke",
             "minutes": 1.0,
-            "data.episodes": 60,
+            "data.episodes": 50,
             "data.held_out": 0.1,
             "tokenizer.linear_path": True,
             "tokenizer_training.steps": 100,
@@ -832,7 +832,7 @@ def demo_smoke() -> Config:  # a minute or two on two cores
             "imagination.contexts": 32,
             "imagination.iterations": 4,
             "imagination.value_warmup": 1,
-            "evaluation.validation_worlds": 2,
+            "evaluation.validation_worlds": 1,  # of one temperature none has to be chosen
             "evaluation.test_worlds": 4,
             "evaluation.temperatures": (1.0,),
         }

@@ -125,6 +125,7 @@ def test_processes_need_a_device_that_can_be_shared():
     [
         ("smoke", "cpu", None, 1),
         ("smoke", "cpu", 2, 2),
+        ("demo_smoke", "cpu", None, 2),
         ("laptop", "cpu", None, 2),
         ("laptop", "cpu", 1, 1),
         ("laptop", "cuda", None, 1),

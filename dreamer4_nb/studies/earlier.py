@@ -44,6 +44,9 @@ def package_at(
 
 # %% ../../nbs/studies/18_earlier.ipynb #56a7b83b
 WORK_SCRIPT = """
+import inspect
+
+import dreamer4_nb.models.dynamics as dynamics_module
 from dreamer4_nb.config import named
 from dreamer4_nb.data.actions import ActionCodec, ActionSpace
 from dreamer4_nb.data.windows import make_batch
@@ -100,7 +103,7 @@ def training_step(model, loss_fn, rows, steps):
     return step
 
 
-def imagination(rows):
+def imagination(rows, **settings):
     agent = Agent(new_dynamics(), codec, config.agent).eval().requires_grad_(False)
     horizon = config.imagination.horizon
     past = config.imagination.context_length
@@ -109,16 +112,16 @@ def imagination(rows):
 
     def dream():
         imagine(agent, batch.latents, batch.actions, batch.action_mask, horizon,
-                generator=generator)
+                generator=generator, **settings)
 
     return dream
 
 
-def single_dream():
+def single_dream(dream_class):
     model = new_dynamics(k_max=4, sample_steps=4).eval()
     decoder = Tokenizer(config.tokenizer).eval()
     batch = windows(1, 1)
-    dream = Dream(model)
+    dream = dream_class(model)
     cache = TimeCache(config.tokenizer.context)
 
     @torch.inference_mode()
@@ -133,6 +136,18 @@ def single_dream():
     return frame
 
 
+def once(make):
+    made = []
+
+    def call():
+        if not made:
+            made.append(make())
+        made[0]()
+
+    return call
+
+
+contexts = min(64, config.imagination.contexts)
 tokenizer = Tokenizer(config.tokenizer)
 frame_stage = config.tokenizer_training
 first = frame_stage.lengths[0][0]
@@ -148,9 +163,15 @@ variants = dict(
         Agent(new_dynamics(bootstrap_fraction=0.0), codec, config.agent), agent_loss(),
         agent_stage.batch_size, agent_stage.lengths[0][0],
     ),
-    imagination=imagination(min(64, config.imagination.contexts)),
-    dream=single_dream(),
+    imagination=imagination(contexts),
+    dream=once(lambda: single_dream(Dream)),
 )
+if "mixed_precision" in inspect.signature(imagine).parameters:
+    variants["imagination_bfloat16"] = once(
+        lambda: imagination(contexts, mixed_precision="bf16")
+    )
+if hasattr(dynamics_module, "CompiledDream"):
+    variants["dream_compiled"] = once(lambda: single_dream(dynamics_module.CompiledDream))
 """
 
 # %% ../../nbs/studies/18_earlier.ipynb #7a07667f
@@ -212,6 +233,10 @@ class Earlier:
         now, then = self.workers[config.name]
         frames, work = frames_per_call(config)[name]
         variants = {"ours": RemoteWork(now, name), f"at {self.commit}": RemoteWork(then, name)}
+        if name == "imagination":
+            variants["ours, bfloat16"] = RemoteWork(now, "imagination_bfloat16")
+        if name == "dream":
+            variants["ours, compiled"] = RemoteWork(now, "dream_compiled")
         return Benchmark(variants, frames, work)
 
 
