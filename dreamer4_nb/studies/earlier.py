@@ -7,7 +7,6 @@ __all__ = ['WORK_SCRIPT', 'package_at', 'frames_per_call', 'worker', 'Earlier', 
 
 # %% ../../nbs/studies/18_earlier.ipynb #f119b406
 import io
-import os
 import subprocess
 import sys
 import tarfile
@@ -202,10 +201,9 @@ def worker(
     folder: str | None = None,  # with the package to use; None: this one
 ) -> WorkerProcess:
     "A process that has the script's functions."
-    environment = dict(os.environ)
-    if folder is not None:
-        environment["PYTHONPATH"] = folder
-    return WorkerProcess(f"SIZE = {size!r}\n{WORK_SCRIPT}", sys.executable, environment)
+    package = Path(dreamer4_nb.__file__).parent.parent
+    script = f"SIZE = {size!r}\n{WORK_SCRIPT}"
+    return WorkerProcess(script, sys.executable, cwd=folder or package)
 
 
 class Earlier:

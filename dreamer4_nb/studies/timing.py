@@ -72,7 +72,10 @@ WORKER_LOOP = """
 for line in sys.stdin:
     name, seconds = json.loads(line)
     if seconds is None:
-        answer = count_flops(variants[name])
+        try:
+            answer = count_flops(variants[name])
+        except Exception:  # compiled functions may not let themselves be counted
+            answer = 0
     else:
         answer = time_calls(variants[name], seconds)
     print(json.dumps(answer), file=answers, flush=True)
@@ -87,6 +90,7 @@ class WorkerProcess:
         code: str,  # defines `variants`: name -> function without arguments
         python: Path | str = sys.executable,  # the interpreter
         env: Mapping[str, str] | None = None,  # environment variables; None: ours
+        cwd: Path | str | None = None,  # folder, whose packages are found first; None: ours
     ):
         functions = inspect.getsource(time_calls) + inspect.getsource(count_flops)
         self.errors = tempfile.TemporaryFile("w+")
@@ -97,6 +101,7 @@ class WorkerProcess:
             stderr=self.errors,
             text=True,
             env=dict(os.environ if env is None else env),
+            cwd=cwd,
         )
 
     def ask(
