@@ -142,6 +142,14 @@ def test_a_failing_rank_is_one_line(how, which, kind, line):
     assert "Hint: " in str(caught.value) or caught.value.errno == errno.ENOSPC
 
 
+def is_rank(process):
+    "Whether a process is one that `launch` has started"
+    try:
+        return "spawn_main" in " ".join(process.cmdline())
+    except psutil.Error:  # it has ended
+        return False
+
+
 def test_a_rank_that_computes_alone_ends_with_the_others():
     "A loss that is not finite keeps its kind and its windows"
     start = time.monotonic()
@@ -149,8 +157,9 @@ def test_a_rank_that_computes_alone_ends_with_the_others():
         launch.launch(rank_job.fail, ("lose_track", 1, True), processes=2)
     assert time.monotonic() - start < 60
     assert caught.value.windows == [(0, 7)]
-    children = psutil.Process().children(recursive=True)
-    assert not [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    children = [child for child in psutil.Process().children(recursive=True) if is_rank(child)]
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
 
 
 def test_ctrl_c_reaches_each_rank_once(tmp_path):
