@@ -20,7 +20,7 @@ WHOLE = "action"  # name of an action space that has no names of its own
 DEFAULT_BINS = 7  # per number of a Box; odd, so that the middle of the range is a bin
 
 
-def _parts(space, path=()) -> Iterator[tuple[str, tuple[str, ...], Space]]:
+def _parts(space, path=()) -> Iterator[tuple[str, tuple[str, ...], Any]]:
     "(name, path, part) of everything in a space that is not a dictionary."
     if isinstance(space, spaces.Dict):
         for key, inner in space.spaces.items():
