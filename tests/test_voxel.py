@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import gymnasium
@@ -14,23 +15,29 @@ from dreamer4_nb.data.actions import ActionCodec, ActionSpace
 from dreamer4_nb.data.convert import convert
 from dreamer4_nb.data.dataset import Recordings
 from dreamer4_nb.data.recordings import read_episode
-from dreamer4_nb.worlds import voxel
-from dreamer4_nb.worlds.tasks import PlayerKind
-from dreamer4_nb.worlds.voxel import AIR, GRASS_BLOCK, LEAVES, LOG, VoxelWorld
+from dreamer4_nb.worlds import voxel, voxel_players
+from dreamer4_nb.worlds.record import record
+from dreamer4_nb.worlds.registry import Task
+from dreamer4_nb.worlds.voxel import AIR, GRASS_BLOCK, LEAVES, LOG, WATER, VoxelWorld
 from dreamer4_nb.worlds.voxel_players import (
     KEYS,
     Digger,
     LogCollector,
     RandomKeys,
     Stroller,
-    record_voxel,
 )
 from dreamer4_nb.worlds.voxel_tasks import (
-    VOXEL_TASK_PLAYERS,
+    NAVIGATE_KINDS,
+    PICKAXE_KINDS,
+    PICKAXE_REWARDS,
     Navigator,
+    PickaxeMaker,
     VoxelNavigate,
     VoxelObtainPickaxe,
+    bears,
+    ways_to,
 )
+from dreamer4_nb.worlds.world import PlayerKind, World, draw_kind, play_episode
 
 root = Path(__file__).resolve().parent.parent
 
@@ -89,9 +96,104 @@ def test_spaces_are_minerls():
     assert world.space == ActionSpace.minerl_treechop()
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_gymnasiums_checker():
-    check_env(VoxelWorld(steps=20), skip_render_check=True)
+ALL = (VoxelWorld, VoxelNavigate, VoxelObtainPickaxe)
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_gymnasiums_checker(cls):
+    "Nothing to say but that a camera of degrees is not in fractions of 1; rendering included."
+    gymnasium.register(f"Checked{cls.__name__}-v0", cls, kwargs={"num_steps": 20})
+    world = gymnasium.make(f"Checked{cls.__name__}-v0").unwrapped
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check_env(world)
+    assert len(caught) == 1
+    assert "symmetric and normalized" in str(caught[0].message)
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_is_in_its_spaces(cls):
+    "Types, too: what is observed after a reset, after steps, and after a restored state."
+    world = cls(action_repeat=2)
+    world.action_space.seed(0)
+    observation, _ = world.reset(seed=2)
+    state = world.save()
+    for _ in range(20):
+        assert world.observation_space.contains(observation)
+        observation, reward, *_ = world.step(world.action_space.sample())
+        assert type(reward) is float
+    assert world.observation_space.contains(world.restore(state))
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_vectorised_by_gymnasium(cls):
+    worlds = gymnasium.vector.SyncVectorEnv([lambda: cls(2, 3)] * 2)
+    observation, _ = worlds.reset(seed=[4, 5])
+    alone = cls(2, 3)
+    np.testing.assert_array_equal(alone.reset(seed=5)[0]["pov"], observation["pov"][1])
+    worlds.action_space.seed(0)
+    for n in range(4):  # the fourth step resets
+        observation, _, terminated, truncated, _ = worlds.step(worlds.action_space.sample())
+        assert observation["pov"].shape == (2, 64, 64, 3)
+        assert not terminated.any()
+        assert truncated.all() == (n == 2)
+
+
+def test_in_processes():
+    "Each in a process of its own, the same pictures."
+    pictures = []
+    for make in (gymnasium.vector.SyncVectorEnv, gymnasium.vector.AsyncVectorEnv):
+        worlds = make([lambda: VoxelObtainPickaxe(2, 5)] * 2)
+        worlds.reset(seed=3)
+        worlds.action_space.seed(0)
+        pictures.append(worlds.step(worlds.action_space.sample())[0]["pov"].copy())
+        worlds.close()
+    np.testing.assert_array_equal(*pictures)
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_is_a_world(cls):
+    "What a recorder and an agent ask of it."
+    world = cls(action_repeat=2, num_steps=4)
+    assert isinstance(world, World)
+    assert (world.elapsed, world.terminated, world.truncated) == (0, False, False)
+    world.reset(seed=1)
+    codec = ActionCodec(world.space)
+    decoded = codec.decode(np.array([size - 1 for size in codec.sizes]))
+    action = world.action_of(decoded)
+    assert action["attack"] == 1
+    np.testing.assert_equal(world.named_action(action), action)
+    assert world.named_action({}).keys() == action.keys()
+    for n in range(4):
+        before = world.save()
+        observation, *_ = world.step(action)
+        assert world.frame() is observation["pov"]
+        assert (world.elapsed, world.terminated) == (n + 1, False)
+        assert world.truncated == (n == 3)
+    world.restore(before)
+    assert (world.elapsed, world.truncated) == (3, False)
+    world.reset()
+    assert (world.elapsed, world.truncated) == (0, False)
+    assert world.metadata_of_episode()["action_repeat"] == 2
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_observed_by_minerls_names(cls):
+    "The same numbers under flat names; what is in hand by its name."
+    world = cls()
+    observation, _ = world.reset(seed=1)
+    flat = {}
+    for name, part in observation.items():
+        if name != "pov":
+            for key, value in part.items():
+                inner = value if isinstance(value, dict) else {None: value}
+                flat |= {f"{name}${key}" + (f"${k}" if k else ""): v for k, v in inner.items()}
+    observed = world.observations()
+    assert observed.keys() == flat.keys()
+    if cls is VoxelObtainPickaxe:
+        assert observed.pop("equipped_items$mainhand$type") == "air"
+        del flat["equipped_items$mainhand$type"]
+    assert observed == flat
 
 
 @pytest.mark.parametrize("seed", [0, 7])
@@ -308,11 +410,11 @@ def test_out_of_reach(before_log):
 
 
 def test_ends():
-    world = VoxelWorld(steps=3)
+    world = VoxelWorld(num_steps=3)
     world.reset(seed=0)
     assert [world.step({})[2:4] for _ in range(3)] == [(False, False)] * 2 + [(False, True)]
-    assert VoxelWorld().steps == 8000
-    assert VoxelWorld(action_repeat=2).steps == 4000
+    assert VoxelWorld().num_steps == 8000
+    assert VoxelWorld(action_repeat=2).num_steps == 4000
 
 
 def test_terminates_at_the_goal(before_log):
@@ -380,14 +482,23 @@ def test_wrong_actions_are_named(action, message):
         world.step(action)
 
 
-def test_wrong_repeat():
-    with pytest.raises(ValueError, match="Hint"):
-        VoxelWorld(action_repeat=0)
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(action_repeat=0), "action_repeat: 0. Hint"),
+        (dict(num_steps=0), "num_steps: 0. Hint"),
+        (dict(distance=(20, 10)), "distance: .20, 10.. Hint"),
+        (dict(distance=(16, 40)), "distance: .16, 40.. Hint"),
+    ],
+)
+def test_wrong_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        VoxelNavigate(**options)
 
 
 def test_script_beats_chance():
     def logs(make, seeds=range(4)):
-        world = VoxelWorld(action_repeat=2, steps=150)
+        world = VoxelWorld(action_repeat=2, num_steps=150)
         total = []
         for seed in seeds:
             world.reset(seed=100 + seed)
@@ -399,11 +510,18 @@ def test_script_beats_chance():
     assert logs(lambda seed: RandomKeys(1.0, seed)) < 2
 
 
+def short(world, players, num_steps):
+    "A task with short episodes."
+    options = {"action_repeat": 2, "num_steps": num_steps}
+    return Task("short", world, num_steps, options, players=players)
+
+
 def test_recordings_are_minerls(tmp_path):
     "Reader, converter and codec serve them; an interrupted recording ends as a whole one."
-    paths = record_voxel(tmp_path / "a", episodes=4, seed=3, steps=30, progress=False)
+    task = short(VoxelWorld, voxel_players.VOXEL_KINDS, 30)
+    paths = record(tmp_path / "a", task, episodes=4, seed=3, progress=False)
     for part in ((1, 2), (0, 2)):
-        record_voxel(tmp_path / "b", 4, 3, steps=30, part=part, progress=False)
+        record(tmp_path / "b", task, 4, 3, part=part, progress=False)
     codec = ActionCodec(ActionSpace.minerl_treechop())
     for path in paths:
         one = read_episode(path)
@@ -423,7 +541,8 @@ def test_recordings_are_minerls(tmp_path):
 
 def test_played_again_from_a_recording(tmp_path):
     "World seed and actions of a recording give its frames."
-    path = record_voxel(tmp_path, 1, 8, steps=40, kind="collector", progress=False)[0]
+    task = short(VoxelWorld, voxel_players.VOXEL_KINDS, 40)
+    path = record(tmp_path, task, 1, 8, kind="collector", progress=False)[0]
     episode = read_episode(path)
     world = VoxelWorld(action_repeat=2)
     observation, _ = world.reset(seed=episode.info["world_seed"])
@@ -444,11 +563,9 @@ def test_works_where_nothing_can_be_kept():
 # ---- tasks with choices
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("cls", [VoxelNavigate, VoxelObtainPickaxe])
 def test_tasks_have_minerls_spaces(cls):
-    world = cls(steps=10)
-    check_env(world, skip_render_check=True)
+    world = cls(num_steps=10)
     space = ActionSpace.minerl(cls.minerl_id)
     assert sorted(world.action_space) == sorted(space.names)
     for name, options in space.choices.items():
@@ -485,18 +602,54 @@ def test_tasks_are_saved_and_restored(cls):
 
 
 def test_navigator_is_paid_at_the_block():
-    world = VoxelNavigate(action_repeat=2, steps=300)
-    observation, _ = world.reset(seed=3)
-    player = Navigator()
-    over = False
-    rewards = []
-    while not over:
-        observation, reward, terminated, truncated, _ = world.step(player.act(world))
-        rewards.append(reward)
-        over = terminated or truncated
-    assert terminated
-    assert rewards[-1] == sum(rewards) == 100
-    assert np.abs(world.goal_point() - world.player[:3])[:2].max() < 1
+    "In every one of eight worlds, and only there."
+    world = VoxelNavigate(action_repeat=2, num_steps=200)
+    for seed in range(8):
+        episode = play_episode(world, Navigator(seed=seed), 100 + seed)
+        assert episode.terminated
+        assert episode.rewards[-1] == episode.rewards.sum() == 100
+        assert episode.achievements == {"reached": 1}
+        assert np.abs(world.goal_point() - world.player[:3])[:2].max() < 1
+
+
+@pytest.mark.parametrize("distance", [(8, 12), (16, 28)])
+def test_goal_lies_on_dry_land(distance):
+    world = VoxelNavigate(distance=distance)
+    for seed in range(12):
+        world.reset(seed=seed)
+        x, y, z, _ = world.place_of_goal.tolist()
+        assert world.blocks[x, y, z] == voxel.DIAMOND_BLOCK
+        assert world.blocks[x, y, z - 1] > WATER
+        assert world.blocks[x, y, z + 1] == AIR
+        apart = np.hypot(*np.subtract(world.goal_point(), world.player[:3])[:2])
+        assert distance[0] - 1 < apart < distance[1] + 1
+
+
+def test_ways_go_around():
+    "A wall is walked around, a pool swum through, a step jumped on, a cliff fallen down."
+    blocks = np.zeros((64, 64, 24), np.uint8)
+    blocks[:, :, :5] = voxel.STONE
+    ticks = np.full(12, np.inf)
+
+    def way(start, goal=(20, 10, 5)):
+        return ways_to(blocks, goal, ticks)[start]
+
+    plain = way((10, 10, 5))
+    assert plain == 9 * 4  # the last step touches the goal
+    blocks[15, 5:16, 5:9] = voxel.STONE
+    assert way((10, 10, 5)) == plain + 2 * 6 * 4
+    ticks[voxel.STONE] = 4.0
+    assert way((10, 10, 5)) == plain + 2 * (4 + 8)  # through the wall
+    ticks[voxel.STONE] = np.inf
+    blocks[15, :, 5:9] = AIR
+    blocks[15, :, 5] = voxel.STONE
+    assert way((10, 10, 5)) == plain + 3
+    assert bears(blocks, (15, 3, 6))
+    assert not bears(blocks, (15, 3, 7))
+    blocks[15, :, 4] = blocks[15, :, 5] = WATER
+    blocks[12:15, :, 5] = voxel.STONE
+    assert way((10, 10, 5)) == plain + 3 + 6
+    assert np.isinf(way((10, 10, 8)))  # nobody stands in the air
 
 
 def test_compass_turns_with_the_head():
@@ -563,28 +716,51 @@ def test_stone_gives_nothing_to_the_hand():
 
 def test_ladder_is_climbed_and_recorded(tmp_path):
     "Choices and observations go through writer, reader, converter and codec."
-    path = record_voxel(
-        tmp_path / "a",
-        episodes=1,
-        seed=0,
-        steps=400,
-        kind="expert",
-        progress=False,
-        world_class=VoxelObtainPickaxe,
-        kinds=(PlayerKind("expert", 1.0, "PickaxeMaker", (0.0, 0.0)),),
-        classes=VOXEL_TASK_PLAYERS,
-    )[0]
+    task = short(VoxelObtainPickaxe, (PlayerKind("maker", 1.0, PickaxeMaker, (0, 0)),), 400)
+    path = record(tmp_path / "a", task, episodes=1, seed=0, progress=False)[0]
     episode = read_episode(path)
     assert episode.terminated
     assert episode.rewards.sum() == 67
     assert "crafting_table" in episode.actions["craft"]
     assert "stone_pickaxe" in episode.actions["nearbyCraft"]
     assert episode.observations["inventory$stone_pickaxe"][-1] == 1
-    assert len(episode.observations["equipped_items$mainhand$type"]) == len(episode) + 1
+    assert list(episode.info["achievements"]) == list(PICKAXE_REWARDS)
+    assert episode.info["achievements"]["log"] >= 3
+    hand = episode.observations["equipped_items$mainhand$type"]
+    assert len(hand) == len(episode) + 1
+    assert sorted(set(hand.tolist())) == ["air", "wooden_pickaxe"]
     convert(tmp_path / "a", tmp_path / "converted", progress=False)
     actions = Recordings(tmp_path / "converted").actions(0)
     codec = ActionCodec(ActionSpace.minerl("MineRLObtainIronPickaxe-v0"))
     np.testing.assert_array_equal(actions, codec.encode(episode.actions))
+
+
+@pytest.mark.parametrize(
+    "cls, player", [(VoxelNavigate, Navigator), (VoxelObtainPickaxe, PickaxeMaker)]
+)
+def test_noise_presses_choices(cls, player):
+    "Of random keys, and of a player that errs."
+    world = cls(action_repeat=2, num_steps=100)
+    codec = ActionCodec(world.space)
+    for make in (RandomKeys, player):
+        pressed = {name: set() for name in world.space.choices}
+        for seed in range(3):
+            episode = play_episode(world, make(0.7, seed), seed)
+            actions = codec.encode(episode.named_actions)
+            assert actions.shape == (len(episode.rewards), len(codec.sizes))
+            for name, values in pressed.items():
+                values |= set(episode.named_actions[name].tolist())
+        for name, options in world.space.choices.items():
+            assert 1 < len(pressed[name])
+            assert pressed[name] <= set(options)
+
+
+@pytest.mark.parametrize("kinds", [voxel_players.VOXEL_KINDS, NAVIGATE_KINDS, PICKAXE_KINDS])
+def test_kinds_are_players(kinds):
+    for kind in kinds:
+        player = draw_kind(kinds, np.random.default_rng(0), kind.name)
+        assert player.name == kind.name
+        assert kind.noise[0] <= player.noise <= kind.noise[1]
 
 
 def test_without_numba():

@@ -17,7 +17,7 @@ __all__ = ['AIR', 'WATER', 'BEDROCK', 'STONE', 'DIRT', 'GRASS_BLOCK', 'SAND', 'L
 # %% ../../nbs/worlds/08_voxel.ipynb #608918bc
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ import numpy as np
 
 from ..data.actions import ActionSpace
 from .minerl import LIMITS, complete_action, gymnasium_space
+from .world import World
 
 try:
     import numba
@@ -742,6 +743,14 @@ class VoxelState:
         "Find the block that the player could break now."
         find_aim(self.blocks, self.player, self.counters)
 
+    def cells_of(
+        self,
+        kind: int,  # of block
+    ) -> np.ndarray:  # (N, 3) int, cells in the array
+        "Where all blocks of a kind are."
+        places = np.flatnonzero(self.blocks == kind)
+        return np.stack(np.unravel_index(places, self.blocks.shape), axis=1)
+
     def put_block(
         self,
         cell: tuple[int, int, int],  # coordinates, before they are wrapped
@@ -766,7 +775,7 @@ def texture_tuple() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return textures, textures.mean((2, 3)), crack_order()
 
 
-class VoxelWorld(VoxelState, gymnasium.Env):
+class VoxelWorld(VoxelState, World):
     "A world of blocks in which each log pays 1, with MineRL's observations and actions."
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
@@ -777,7 +786,8 @@ class VoxelWorld(VoxelState, gymnasium.Env):
     def __init__(
         self,
         action_repeat: int = 1,  # ticks per step
-        steps: int | None = None,  # until an episode is truncated; None: as many as in MineRL
+        # steps until an episode is truncated; None: as many ticks as in MineRL
+        num_steps: int | None = None,
         seed: int | None = None,  # of the first reset
         render_mode: str | None = "rgb_array",  # or None
     ):
@@ -788,7 +798,11 @@ class VoxelWorld(VoxelState, gymnasium.Env):
             )
         task = self.minerl_id.removeprefix("MineRL").rsplit("-v", 1)[0]
         self.action_repeat = action_repeat
-        self.steps = steps or -(-LIMITS[task] // action_repeat)
+        if num_steps is None:
+            num_steps = -(-LIMITS[task] // action_repeat)
+        if num_steps < 1:
+            raise ValueError(f"num_steps: {num_steps}. Hint: an episode has at least 1 step")
+        self.num_steps = num_steps
         self.render_mode = render_mode
         self._next_seed = seed
         self.space = ActionSpace.minerl(self.minerl_id)
@@ -796,6 +810,16 @@ class VoxelWorld(VoxelState, gymnasium.Env):
         picture = gymnasium.spaces.Box(0, 255, (PIXELS, PIXELS, 3), np.uint8)
         self.observation_space = gymnasium.spaces.Dict({"pov": picture})
         self.cells_visited = 0  # by the rays of the newest frame
+        self._frame: np.ndarray = np.zeros((PIXELS, PIXELS, 3), np.uint8)
+        self.elapsed = 0
+        self.terminated = False
+        self.truncated = False
+
+    def _note_ends(self):
+        "How far the episode is, as the counters say."
+        self.elapsed = int(self.counters[STEPS])
+        self.terminated = self.is_done()
+        self.truncated = not self.terminated and self.elapsed >= self.num_steps
 
     def reset(
         self,
@@ -810,6 +834,7 @@ class VoxelWorld(VoxelState, gymnasium.Env):
         gymnasium.Env.reset(self, seed=seed)
         self.world_seed = int(self.np_random.integers(2**31 - 1))
         self.generate(np.random.default_rng(self.world_seed))
+        self._note_ends()
         return self.observe(), self.info()
 
     def step(
@@ -822,9 +847,27 @@ class VoxelWorld(VoxelState, gymnasium.Env):
         for tick in range(self.action_repeat):
             reward += self.tick(action, is_first=tick == 0)
         self.counters[STEPS] += 1
-        terminated = self.is_done()
-        truncated = not terminated and int(self.counters[STEPS]) >= self.steps
-        return self.observe(), reward, terminated, truncated, self.info()
+        self._note_ends()
+        return self.observe(), reward, self.terminated, self.truncated, self.info()
+
+    def action_of(
+        self,
+        named: Mapping[str, Any],  # name -> value, one step as a codec decodes it
+    ) -> dict[str, Any]:
+        "What `step` takes for a named action."
+        plain = dict(named)
+        for name in (*self.space.keys, *self.space.choices):
+            value = named.get(name)
+            if isinstance(value, np.ndarray | np.generic):
+                plain[name] = value.item()
+        return complete_action(plain, self.space, self.env_id)
+
+    def named_action(
+        self,
+        action: dict,  # as `step` takes it
+    ) -> dict[str, Any]:  # every name of the space -> value
+        "What a recording holds for an action."
+        return complete_action(action, self.space, self.env_id)
 
     def tick(
         self,
@@ -904,11 +947,25 @@ class VoxelWorld(VoxelState, gymnasium.Env):
 
     def observe(self) -> dict[str, Any]:
         "The picture, and whatever else MineRL's task observes."
-        return {"pov": self.render()}
+        self._frame = self.render()
+        return {"pov": self._frame}
+
+    def frame(self) -> np.ndarray:  # uint8 (64, 64, 3)
+        "The newest picture, which is not drawn again."
+        return self._frame
 
     def info(self) -> dict[str, Any]:
         "Counts of the episode so far."
         return {"logs": int(self.counters[LOGS]), "ticks": int(self.counters[TICKS])}
+
+    @property
+    def achievements(self) -> dict[str, int]:  # name -> how often in this episode
+        "Logs felled."
+        return {"log": int(self.counters[LOGS])}
+
+    def metadata_of_episode(self) -> dict[str, Any]:
+        "What a recording says about the world, beside its seed."
+        return {"action_repeat": self.action_repeat}
 
     def render(self) -> np.ndarray:  # uint8 (64, 64, 3)
         "The picture of the state, with what is in hand and a mark in the middle."
@@ -947,4 +1004,5 @@ class VoxelWorld(VoxelState, gymnasium.Env):
             value[:] = state[name]
         self.np_random.bit_generator.state = json.loads(str(state["random"]))
         self.world_seed = int(state["seed"])
+        self._note_ends()
         return self.observe()

@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['HARDNESS', 'MATERIAL_SPEEDS', 'FAST_FOR', 'DROPS', 'ITEMS', 'MOST_ITEMS', 'COUNT_SPACE', 'CRAFT_RECIPES',
-           'TABLE_RECIPES', 'PICKAXE_REWARDS', 'NEARBY', 'IN_HAND', 'VOXEL_WORLDS', 'VOXEL_TASK_PLAYERS',
-           'NAVIGATE_KINDS', 'PICKAXE_KINDS', 'tool_ticks', 'VoxelInventory', 'VoxelNavigate', 'VoxelObtainPickaxe',
-           'Navigator', 'PickaxeMaker']
+           'TABLE_RECIPES', 'PICKAXE_REWARDS', 'NEARBY', 'IN_HAND', 'WALK_TICKS', 'SWIM_TICKS', 'JUMP_TICKS',
+           'CLEAR_TICKS', 'NO_WAY', 'SIDES', 'NEW_TABLE', 'NAVIGATE_KINDS', 'PICKAXE_KINDS', 'tool_ticks',
+           'VoxelInventory', 'VoxelNavigate', 'VoxelObtainPickaxe', 'clear_ticks', 'bears', 'level_step', 'jump_step',
+           'ways_to', 'next_cell', 'is_straight', 'way_point', 'Navigator', 'PickaxeMaker']
 
 # %% ../../nbs/worlds/10_voxel_tasks.ipynb #b31c3f07
+import heapq
 from typing import Any
 
 import gymnasium
 import numpy as np
 
-from .tasks import PlayerKind
 from dreamer4_nb.worlds.voxel import (
     AIR,
     BEDROCK,
@@ -37,18 +38,19 @@ from dreamer4_nb.worlds.voxel import (
     YAW,
     VoxelWorld,
     cast_ray,
+    jit,
     view_axes,
 )
 from dreamer4_nb.worlds.voxel_players import (
     LogCollector,
     RandomKeys,
     Stroller,
-    VoxelPlayer,
     Walker,
     camera_step,
     idle_action,
     nearest_copies,
 )
+from .world import PlayerKind
 
 # %% ../../nbs/worlds/10_voxel_tasks.ipynb #5c21ae6a
 HARDNESS = {
@@ -121,11 +123,12 @@ class VoxelInventory(VoxelWorld):
     def __init__(
         self,
         action_repeat: int = 1,  # ticks per step
-        steps: int | None = None,  # until an episode is truncated; None: as many as in MineRL
+        # steps until an episode is truncated; None: as many ticks as in MineRL
+        num_steps: int | None = None,
         seed: int | None = None,  # of the first reset
         render_mode: str | None = "rgb_array",  # or None
     ):
-        super().__init__(action_repeat, steps, seed, render_mode)
+        super().__init__(action_repeat, num_steps, seed, render_mode)
         self.amounts: np.ndarray = np.zeros(len(ITEMS), np.int64)
         counts = dict.fromkeys(self.observed_items, COUNT_SPACE)
         self._observe_more("inventory", counts)
@@ -169,6 +172,10 @@ class VoxelInventory(VoxelWorld):
         counts = {item: np.array(self.amount(item)) for item in self.observed_items}
         return super().observe() | {"inventory": counts}
 
+    def observations(self) -> dict[str, Any]:  # name -> number
+        "The inventory by MineRL's names, such as 'inventory$log'."
+        return {f"inventory${item}": self.amount(item) for item in self.observed_items}
+
     def hand_item(self) -> str:
         "What the picture shows in hand."
         return "arm"
@@ -197,8 +204,7 @@ class VoxelInventory(VoxelWorld):
         direction = view_axes(self.player[YAW], self.player[YAW + 1])[0]
         ray = tuple(direction.tolist())
         limits = (REACH, HEIGHT)
-        kind, *cell = cast_ray(self.blocks, self.eye, ray, limits, WATER)[:4]
-        axis = cast_ray(self.blocks, self.eye, ray, limits, WATER)[4]
+        kind, *cell, axis = cast_ray(self.blocks, self.eye, ray, limits, WATER)[:5]
         if kind == AIR or not self.amount(item):
             return False
         cell[axis] -= int(np.sign(direction[axis]))
@@ -228,11 +234,20 @@ class VoxelNavigate(VoxelInventory):
     def __init__(
         self,
         action_repeat: int = 1,  # ticks per step
-        steps: int | None = None,  # until an episode is truncated; None: as many as in MineRL
+        # steps until an episode is truncated; None: as many ticks as in MineRL
+        num_steps: int | None = None,
         seed: int | None = None,  # of the first reset
         render_mode: str | None = "rgb_array",  # or None
+        distance: tuple[float, float] = (16, 28),  # least and most, in blocks, to the goal
     ):
-        super().__init__(action_repeat, steps, seed, render_mode)
+        super().__init__(action_repeat, num_steps, seed, render_mode)
+        least, most = distance
+        if not 3 <= least <= most <= SIZE // 2 - 3:
+            raise ValueError(
+                f"distance: {distance}. Hint: two numbers of blocks, the smaller one first, "
+                f"from 3 to {SIZE // 2 - 3}"
+            )
+        self.distance = (float(least), float(most))
         # its cell, and whether it was touched
         self.place_of_goal: np.ndarray = np.zeros(4, np.int64)
         angle = gymnasium.spaces.Box(-180, 180, (), np.float32)
@@ -250,11 +265,12 @@ class VoxelNavigate(VoxelInventory):
         super().generate(rng)
         for _ in range(200):
             angle = rng.uniform(0, 2 * np.pi)
-            way = rng.uniform(16, 28)
+            way = rng.uniform(*self.distance)
             x = int(self.player[0] + way * np.cos(angle)) % SIZE
             y = int(self.player[1] + way * np.sin(angle)) % SIZE
             top = int(self.tops[x, y])
-            if self.blocks[x, y, top - 1] in (GRASS_BLOCK, SAND, STONE):
+            is_dry = self.blocks[x, y, top] == AIR
+            if is_dry and self.blocks[x, y, top - 1] in (GRASS_BLOCK, SAND, STONE):
                 break
         self.place_of_goal[:] = (x, y, top, 0)
         self.put_block((x, y, top), DIAMOND_BLOCK)
@@ -275,6 +291,19 @@ class VoxelNavigate(VoxelInventory):
         "The picture, the inventory, and the compass."
         angle = np.array(self.compass(), np.float32)
         return super().observe() | {"compass": {"angle": angle}}
+
+    def observations(self) -> dict[str, Any]:  # name -> number
+        "Inventory and compass by MineRL's names."
+        return super().observations() | {"compass$angle": np.float32(self.compass())}
+
+    @property
+    def achievements(self) -> dict[str, int]:  # name -> how often in this episode
+        "Whether the goal was reached, 0 or 1."
+        return {"reached": int(self.place_of_goal[3])}
+
+    def metadata_of_episode(self) -> dict[str, Any]:
+        "What a recording says about the world, beside its seed."
+        return super().metadata_of_episode() | {"distance": list(self.distance)}
 
     def tick(
         self,
@@ -350,13 +379,15 @@ class VoxelObtainPickaxe(VoxelInventory):
     def __init__(
         self,
         action_repeat: int = 1,  # ticks per step
-        steps: int | None = None,  # until an episode is truncated; None: as many as in MineRL
+        # steps until an episode is truncated; None: as many ticks as in MineRL
+        num_steps: int | None = None,
         seed: int | None = None,  # of the first reset
         render_mode: str | None = "rgb_array",  # or None
     ):
-        super().__init__(action_repeat, steps, seed, render_mode)
+        super().__init__(action_repeat, num_steps, seed, render_mode)
         # which rewards have been paid, and the number in `IN_HAND`
         self.progress: np.ndarray = np.zeros(len(PICKAXE_REWARDS) + 1, np.int64)
+        self.gained: np.ndarray = np.zeros(len(ITEMS), np.int64)  # ever had, by item
         damage = gymnasium.spaces.Box(-1, 1562, (), np.int64)
         kind = gymnasium.spaces.Discrete(len(IN_HAND))
         hand = {"damage": damage, "maxDamage": damage, "type": kind}
@@ -364,7 +395,7 @@ class VoxelObtainPickaxe(VoxelInventory):
 
     def arrays(self) -> dict[str, np.ndarray]:
         "The arrays themselves, by name."
-        return super().arrays() | {"progress": self.progress}
+        return super().arrays() | {"progress": self.progress, "gained": self.gained}
 
     def generate(
         self,
@@ -372,7 +403,24 @@ class VoxelObtainPickaxe(VoxelInventory):
     ) -> None:
         "A new landscape; nothing has been paid."
         self.progress[:] = 0
+        self.gained[:] = 0
         super().generate(rng)
+
+    def change(
+        self,
+        item: str,  # as MineRL calls it
+        number: int,  # more, or fewer
+    ) -> None:
+        "Give or take away, and count what was given."
+        super().change(item, number)
+        self.gained[ITEMS.index(item)] += max(0, number)
+
+    @property
+    def achievements(self) -> dict[str, int]:  # name -> how often in this episode
+        "How many of each item on the way to the stone pickaxe the player has ever had."
+        counts = zip(ITEMS, self.gained.tolist(), strict=True)
+        had = dict(counts)
+        return {item: had[item] for item in PICKAXE_REWARDS}
 
     @property
     def tool(self) -> str:
@@ -385,12 +433,23 @@ class VoxelObtainPickaxe(VoxelInventory):
         return name if name in FAST_FOR else "arm"
 
     def observe(self) -> dict[str, Any]:
-        "The picture, the inventory, and what is in hand; tools do not wear out."
-        is_tool = self.tool != "air"
-        damage = np.array(0 if is_tool else -1)
-        most = np.array({"wooden": 59, "stone": 131}.get(self.tool.partition("_")[0], -1))
-        hand = {"damage": damage, "maxDamage": most, "type": int(self.progress[-1])}
+        "The picture, the inventory, and what is in hand."
+        damage, most = self.hand_damage()
+        kind = self.progress[-1].copy()  # Gymnasium has no words in a space of choices
+        hand = {"damage": np.array(damage), "maxDamage": np.array(most), "type": kind}
         return super().observe() | {"equipped_items": {"mainhand": hand}}
+
+    def hand_damage(self) -> tuple[int, int]:
+        "Damage of what is in hand, and the most that it bears: -1 for no tool, or never any."
+        most = {"wooden": 59, "stone": 131}.get(self.tool.partition("_")[0], -1)
+        return (0 if most > 0 else -1), most
+
+    def observations(self) -> dict[str, Any]:  # name -> number or text
+        "Inventory and what is in hand, by MineRL's names."
+        damage, most = self.hand_damage()
+        hand = {"damage": damage, "maxDamage": most, "type": self.tool}
+        named = {f"equipped_items$mainhand${name}": value for name, value in hand.items()}
+        return super().observations() | named
 
     def break_ticks(
         self,
@@ -420,11 +479,11 @@ class VoxelObtainPickaxe(VoxelInventory):
 
     def is_near_table(self) -> bool:
         "Is there a table within reach of the body?"
-        tables = np.argwhere(self.blocks == CRAFTING_TABLE)
-        if not len(tables):
-            return False
-        apart = abs(nearest_copies(tables, self.player) - np.floor(self.player[:3]))
-        return bool((apart <= NEARBY).all(1).any())
+        x, y, z = np.floor(self.player[:3]).astype(int).tolist()
+        around = np.arange(-NEARBY, NEARBY + 1)
+        levels = slice(max(0, z - NEARBY), z + NEARBY + 1)
+        columns = self.blocks[np.ix_((x + around) % SIZE, (y + around) % SIZE)]
+        return bool((columns[:, :, levels] == CRAFTING_TABLE).any())
 
     def make(
         self,
@@ -460,9 +519,207 @@ class VoxelObtainPickaxe(VoxelInventory):
         "Has the stone pickaxe been made?"
         return bool(self.progress[len(PICKAXE_REWARDS) - 1])
 
+# %% ../../nbs/worlds/10_voxel_tasks.ipynb #5a1ed0c1
+WALK_TICKS, SWIM_TICKS, JUMP_TICKS = 4.0, 10.0, 3.0  # for a block of a way; JUMP: on top
+CLEAR_TICKS = 8.0  # to aim at a block in the way and to get going again
+NO_WAY = np.inf
+SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1))
+
+
+@jit
+def clear_ticks(
+    blocks: np.ndarray,  # (SIZE, SIZE, HEIGHT) uint8
+    cell: tuple[int, int, int],  # before it is wrapped
+    ticks: np.ndarray,  # (kinds,) of attack that each kind takes
+) -> float:
+    "Ticks until a body has room for its feet in a cell and for its head above."
+    x, y, z = cell
+    total = 0.0
+    for k in range(z, min(z + 2, HEIGHT)):
+        kind = blocks[x & (SIZE - 1), y & (SIZE - 1), k]
+        if kind > WATER:
+            total += ticks[kind] + CLEAR_TICKS
+    return total
+
+
+@jit
+def bears(
+    blocks: np.ndarray,  # (SIZE, SIZE, HEIGHT) uint8
+    cell: tuple[int, int, int],  # of the feet, before it is wrapped
+) -> bool:
+    "Do feet stay in a cell, on something solid or in water?"
+    x, y, z = cell[0] & (SIZE - 1), cell[1] & (SIZE - 1), cell[2]
+    return blocks[x, y, z] == WATER or blocks[x, y, z - 1] > WATER
+
+
+@jit
+def level_step(
+    blocks: np.ndarray,  # (SIZE, SIZE, HEIGHT) uint8
+    cell: tuple[int, int, int],  # of the feet
+    side: tuple[int, int],  # along x and y
+    ticks: np.ndarray,  # (kinds,) of attack that each kind takes
+) -> tuple[float, int]:  # ticks, and height of the feet afterwards
+    "Walk to the next column, and fall there as far as one does."
+    x, y, z = cell
+    i, j = x + side[0], y + side[1]
+    spent = clear_ticks(blocks, (i, j, z), ticks)
+    while z > 1 and not bears(blocks, (i, j, z)):
+        z -= 1
+    in_water = blocks[i & (SIZE - 1), j & (SIZE - 1), z] == WATER
+    return spent + (SWIM_TICKS if in_water else WALK_TICKS), z
+
+
+@jit
+def jump_step(
+    blocks: np.ndarray,  # (SIZE, SIZE, HEIGHT) uint8
+    cell: tuple[int, int, int],  # of the feet
+    side: tuple[int, int],  # along x and y
+    ticks: np.ndarray,  # (kinds,) of attack that each kind takes
+) -> float:  # infinite where there is nothing to jump onto
+    "Jump to the next column, one block up."
+    x, y, z = cell
+    i, j = x + side[0], y + side[1]
+    if z + 3 > HEIGHT or blocks[i & (SIZE - 1), j & (SIZE - 1), z] <= WATER:
+        return NO_WAY
+    overhead = blocks[x & (SIZE - 1), y & (SIZE - 1), z + 2]
+    spent = ticks[overhead] + CLEAR_TICKS if overhead > WATER else 0.0
+    return spent + clear_ticks(blocks, (i, j, z + 1), ticks) + WALK_TICKS + JUMP_TICKS
+
+# %% ../../nbs/worlds/10_voxel_tasks.ipynb #5a1ed0c2
+@jit
+def ways_to(
+    blocks: np.ndarray,  # (SIZE, SIZE, HEIGHT) uint8
+    goal: tuple[int, int, int],  # cell that is to be touched
+    ticks: np.ndarray,  # (kinds,) of attack that each kind takes; infinite: never
+) -> np.ndarray:  # (SIZE, SIZE, HEIGHT) ticks from the feet's cell to the goal
+    "How long the way to a goal is, from everywhere."
+    spent = np.full((SIZE, SIZE, HEIGHT), NO_WAY)
+    x, y, z = goal
+    queue = [(0.0, x, y, z)]
+    for side in SIDES:
+        for k in range(max(1, z - 1), z + 2):
+            i, j = (x + side[0]) & (SIZE - 1), (y + side[1]) & (SIZE - 1)
+            if bears(blocks, (i, j, k)):
+                spent[i, j, k] = clear_ticks(blocks, (i, j, k), ticks)
+                heapq.heappush(queue, (spent[i, j, k], i, j, k))
+    while len(queue):
+        least, x, y, z = heapq.heappop(queue)
+        if least > spent[x, y, z] or spent[x, y, z] == NO_WAY:
+            continue
+        if blocks[x, y, z - 1] == WATER and least + SWIM_TICKS < spent[x, y, z - 1]:
+            spent[x, y, z - 1] = least + SWIM_TICKS  # up in the water
+            heapq.heappush(queue, (least + SWIM_TICKS, x, y, z - 1))
+        for side in SIDES:
+            i, j = (x - side[0]) & (SIZE - 1), (y - side[1]) & (SIZE - 1)
+            for k in range(max(1, z - 1), HEIGHT - 2):  # from where one comes here
+                if k > z and bears(blocks, (x, y, k)):
+                    break  # who falls from there or above does not come down to here
+                if spent[i, j, k] <= least or not bears(blocks, (i, j, k)):
+                    continue
+                if k == z - 1:
+                    total = least + jump_step(blocks, (i, j, k), side, ticks)
+                else:
+                    way, height = level_step(blocks, (i, j, k), side, ticks)
+                    total = least + way if height == z else NO_WAY
+                if total < spent[i, j, k]:
+                    spent[i, j, k] = total
+                    heapq.heappush(queue, (total, i, j, k))
+    return spent
+
+# %% ../../nbs/worlds/10_voxel_tasks.ipynb #5a1ed0c4
+@jit
+def next_cell(
+    blocks: np.ndarray,  # (SIZE, SIZE, HEIGHT) uint8
+    spent: np.ndarray,  # (SIZE, SIZE, HEIGHT) ticks, of `ways_to`
+    cell: tuple[int, int, int],  # of the feet
+    ticks: np.ndarray,  # (kinds,) of attack that each kind takes; infinite: never
+) -> tuple[int, int, int]:  # the same cell where there is no way
+    "Where the shortest way goes on."
+    x, y, z = cell
+    best = cell
+    least = NO_WAY
+    for side in SIDES:
+        i, j = x + side[0], y + side[1]
+        way, k = level_step(blocks, cell, side, ticks)
+        total = way + spent[i & (SIZE - 1), j & (SIZE - 1), k]
+        if total < least:
+            least, best = total, (i, j, k)
+        total = jump_step(blocks, cell, side, ticks)
+        total += spent[i & (SIZE - 1), j & (SIZE - 1), min(z + 1, HEIGHT - 1)]
+        if total < least:
+            least, best = total, (i, j, z + 1)
+    return best
+
+
+@jit
+def is_straight(
+    blocks: np.ndarray,  # (SIZE, SIZE, HEIGHT) uint8
+    place: tuple[float, float, float],  # of the feet
+    cell: tuple[int, int, int],  # of the feet at the end
+) -> bool:
+    "Can one walk and jump straight to the middle of a cell, with room to both sides?"
+    x, y, z = place
+    dx, dy = cell[0] + 0.5 - x, cell[1] + 0.5 - y
+    far = max(1e-6, np.sqrt(dx * dx + dy * dy))
+    level = int(np.floor(z + 0.2))
+    count = int(far / 0.2) + 1
+    for n in range(1, count + 1):
+        highest = 0
+        for aside in (-0.35, 0.0, 0.35):
+            part = min(1.0, n / count)
+            i = int(np.floor(x + part * dx + aside * dy / far)) & (SIZE - 1)
+            j = int(np.floor(y + part * dy - aside * dx / far)) & (SIZE - 1)
+            k = min(level + 1, HEIGHT - 3)
+            while k > level - 3 and k > 1 and not bears(blocks, (i, j, k)):
+                k -= 1
+            if not bears(blocks, (i, j, k)) or blocks[i, j, k] == WATER:
+                return False
+            if (blocks[i, j, k : k + 3] > WATER).any():
+                return False
+            highest = max(highest, k)
+        level = highest
+    return level == cell[2]
+
+
+@jit
+def way_point(
+    blocks: np.ndarray,  # (SIZE, SIZE, HEIGHT) uint8
+    spent: np.ndarray,  # (SIZE, SIZE, HEIGHT) ticks, of `ways_to`
+    place: tuple[float, float, float],  # of the feet
+    ticks: np.ndarray,  # (kinds,) of attack that each kind takes; infinite: never
+) -> tuple[int, int, int]:
+    "The farthest of the next cells of the way that lies straight ahead, or the next one."
+    x, y = int(np.floor(place[0])), int(np.floor(place[1]))
+    z = min(HEIGHT - 3, int(np.floor(place[2] + 0.2)))
+    while z > 1 and spent[x & (SIZE - 1), y & (SIZE - 1), z] == NO_WAY:
+        z -= 1
+    cell = next_cell(blocks, spent, (x, y, z), ticks)
+    best = cell
+    for _ in range(9):
+        if spent[cell[0] & (SIZE - 1), cell[1] & (SIZE - 1), cell[2]] == 0:
+            break  # beside the goal
+        cell = next_cell(blocks, spent, cell, ticks)
+        if is_straight(blocks, place, cell):
+            best = cell
+    return best
+
 # %% ../../nbs/worlds/10_voxel_tasks.ipynb #6242cbfe
+NEW_TABLE = 100  # steps after which the navigator looks for its way again
+
+
 class Navigator(Walker):
-    "Goes to the block of diamond."
+    "Goes to the block of diamond, on the shortest way."
+
+    def __init__(
+        self,
+        noise: float = 0.0,  # fraction of steps with random keys and turns
+        seed: int = 0,  # of the player's own random numbers
+        name: str | None = None,  # in the recording; None: that of the class
+    ):
+        super().__init__(noise, seed, name)
+        self._spent: np.ndarray | None = None  # ticks to the goal from each cell
+        self._of_world: tuple[int, int] | None = None  # seed of the world, steps so far
+        self._point = (0.0, 0.0)  # where it walks
 
     def intend(
         self,
@@ -470,10 +727,31 @@ class Navigator(Walker):
     ) -> dict[str, Any]:  # an action
         "Turn, walk, jump."
         assert isinstance(world, VoxelNavigate)
-        x, y, z = world.goal_point()
-        far = np.hypot(x - world.eye[0], y - world.eye[1]) > 4
-        action = self.walk_to(world, (x, y, world.eye[2] if far else z))
-        return action | {"place": "none"}
+        goal = world.goal_point()
+        apart = abs(np.subtract(goal, world.player[:3]))
+        if max(apart[:2]) < 1.6 and apart[2] < 2:
+            return self.walk_to(world, goal)
+        x, y, z = np.floor(world.player[:3]).astype(int).tolist()
+        in_water = world.blocks[x % SIZE, y % SIZE, min(z, HEIGHT - 1)] == WATER
+        if world.player[ON_GROUND] or in_water or world.elapsed == 0:
+            self._point = self.next_point(world)  # who is in the air has chosen already
+        return self.walk_to(world, (*self._point, world.eye[2] - 0.4))
+
+    def next_point(
+        self,
+        world: VoxelNavigate,  # with the goal
+    ) -> tuple[float, float]:  # in blocks
+        "Where to walk straight now."
+        ticks = np.array([world.break_ticks(kind) or NO_WAY for kind in range(12)])
+        version = (world.world_seed, world.elapsed // NEW_TABLE)
+        if self._spent is None or self._of_world != version or self.stuck > 20:
+            goal = tuple(world.place_of_goal[:3].tolist())
+            self._spent = ways_to(world.blocks, goal, ticks)
+            self._of_world = version
+            self.stuck = 0
+        place = tuple(world.player[:3].tolist())
+        x, y, _ = way_point(world.blocks, self._spent, place, ticks)
+        return x + 0.5, y + 0.5
 
 
 class PickaxeMaker(LogCollector):
@@ -590,21 +868,16 @@ class PickaxeMaker(LogCollector):
         return keys | {"sneak": int(below > WATER and any(keys.values()))}
 
 
-# name of a world -> class
-VOXEL_WORLDS: dict[str, type[VoxelWorld]] = {
-    cls.env_id: cls for cls in (VoxelWorld, VoxelNavigate, VoxelObtainPickaxe)
-}
-# who plays the two, and who records them
-VOXEL_TASK_PLAYERS: dict[str, type[VoxelPlayer]] = {
-    cls.__name__: cls for cls in (Navigator, PickaxeMaker, Stroller, RandomKeys)
-}
+# who records the two
 NAVIGATE_KINDS = (
-    PlayerKind("navigator", 0.6, "Navigator", (0.0, 0.4)),
-    PlayerKind("stroller", 0.25, "Stroller", (0.0, 0.3)),
-    PlayerKind("random", 0.15, "RandomKeys", (1.0, 1.0)),
+    PlayerKind("navigator", 0.45, Navigator, (0.0, 0.15)),
+    PlayerKind("clumsy_navigator", 0.3, Navigator, (0.15, 0.5)),
+    PlayerKind("stroller", 0.1, Stroller, (0.0, 0.3)),
+    PlayerKind("random", 0.15, RandomKeys, (1.0, 1.0)),
 )
 PICKAXE_KINDS = (
-    PlayerKind("maker", 0.75, "PickaxeMaker", (0.0, 0.3)),
-    PlayerKind("stroller", 0.1, "Stroller", (0.0, 0.3)),
-    PlayerKind("random", 0.15, "RandomKeys", (1.0, 1.0)),
+    PlayerKind("maker", 0.5, PickaxeMaker, (0.0, 0.15)),
+    PlayerKind("clumsy_maker", 0.25, PickaxeMaker, (0.15, 0.4)),
+    PlayerKind("stroller", 0.1, Stroller, (0.0, 0.3)),
+    PlayerKind("random", 0.15, RandomKeys, (1.0, 1.0)),
 )
