@@ -23,7 +23,7 @@ import tyro
 from tyro.conf import Positional
 
 import dreamer4_nb
-from .config import Config, TaskName, View, World, did_you_mean, load_config, named
+from .config import Config, View, did_you_mean, load_config, named
 from .files import read_json, write_json
 
 # %% ../nbs/04_cli.ipynb #484537a4
@@ -107,6 +107,9 @@ class Start:
     # JSON file with a configuration to start from, instead of a size; what it leaves out
     # is the laptop's
     config: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
+    # task: collect_wood, drink, tools (seen from above), treechop, navigate, pickaxe (first
+    # person); two joined by + are learned together
+    task: Annotated[str | None, AS_CONFIGURED] = None
 
     def base(self) -> Config:
         "The configuration before options change it"
@@ -114,7 +117,12 @@ class Start:
             _usage_error("--size", self.size, "leave it out; --config takes its place")
         if self.config is not None:
             return load_config(self.config)
-        return named(self.size or "laptop")
+        from dreamer4_nb.pipeline import for_task
+
+        try:
+            return for_task(named(self.size or "laptop"), self.task)
+        except ValueError as error:
+            raise UsageError(f"--task: {error}") from None
 
     def chosen(
         self,
@@ -151,8 +159,6 @@ def _print_outcome(config: Config, out: Path, results: dict) -> None:
 class DemoCommand(Start):
     "Record, learn a world model, copy the player, improve in imagination, evaluate, report."
 
-    # task of the embedded world
-    task: Annotated[World | None, _one_of(World), AS_CONFIGURED] = None
     # of worlds, players and training
     seed: Annotated[int | None, AS_CONFIGURED] = None
     device: str = "cpu"  # cpu, cuda, cuda:1, ... or mps
@@ -188,10 +194,11 @@ class DemoCommand(Start):
 # %% ../nbs/04_cli.ipynb #5e7ad815
 @dataclass(kw_only=True)
 class RecordCommand:
-    "Play the embedded world with scripted players and record it in MineRL's layout."
+    "Play a world with scripted players and record it in MineRL's layout."
 
     out: Positional[Path]  # folder for the recordings
-    task: World = "collect_wood"  # task of the embedded world
+    # collect_wood, drink, tools (seen from above), treechop, navigate, pickaxe (first person)
+    task: str = "collect_wood"
     episodes: int = 100  # how many
     seed: int = 0  # of worlds and players
     view: View = "grid"  # 8-pixel cells in daylight, or Crafter's own
@@ -253,8 +260,6 @@ class TrainCommand(Start):
         Path | None,
         tyro.conf.arg(help_behavior_hint="(default: record the embedded world)"),
     ] = None
-    # task of the embedded world, or recordings: no world to play in
-    task: Annotated[TaskName | None, _one_of(TaskName), AS_CONFIGURED] = None
     # of recordings with logs (VPT): what pays 1, such as mine_log,
     # see chapter "Videos, with a log or without"
     event: Annotated[str | None, AS_CONFIGURED] = None
@@ -437,7 +442,7 @@ class ExperimentCommand:
     # folder of the runs that `dreamer4 claim` trained, which experiments start from
     runs: Path = Path("runs/claim")
     results: Path = Path("nbs/results")  # folder of the results file
-    task: World = "collect_wood"  # task of the embedded world
+    task: str = "collect_wood"  # the task of those runs
     worlds: int = 64  # validation worlds, and as many test worlds; else windows
     workers: int = 0  # variants measured at a time; 0: one to a core
 
@@ -467,7 +472,6 @@ class ClaimCommand(Start):
     seeds: str = "0,1,2"  # with commas
     out: Path = Path("runs/claim")  # folder of the runs
     results: Path = Path("nbs/results/laptop.json")  # file to write
-    task: World = "collect_wood"  # task of the embedded world
     worlds: int = 128  # validation worlds, and as many test worlds
     device: str = "cpu"  # cpu, cuda, cuda:1, ... or mps
 
@@ -487,7 +491,7 @@ class ClaimCommand(Start):
             seeds,
             self.out,
             self.results,
-            task=self.task,
+            task=config.data.task,
             evaluation=EvaluationConfig(
                 validation_worlds=self.worlds, test_worlds=self.worlds
             ),

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['Count', 'Positive', 'TwoOrMore', 'Flag', 'Name', 'AboveZero', 'ZeroOrMore', 'Fraction', 'PositiveFraction',
-           'AverageDecay', 'STRICT', 'ConfigClass', 'World', 'TaskName', 'View', 'Shaping', 'HeldOut', 'Perceptual',
-           'AttentionName', 'ImageSize', 'RewardLoss', 'BinRange', 'Advantages', 'Intrinsic', 'AdvantageFraction',
-           'Optimizer', 'Precision', 'MatmulPrecision', 'Lengths', 'SequenceLength', 'Temperatures', 'CONFIG_VERSION',
-           'TRIAL_STEPS', 'SIZES', 'RENAMED_FIELDS', 'RENAMED_VALUES', 'did_you_mean', 'unknown_name',
-           'validation_error', 'check_multiple', 'explain', 'one_line_errors', 'DataConfig', 'check_heads',
-           'TokenizerConfig', 'DynamicsConfig', 'AgentConfig', 'ImaginationConfig', 'StageConfig', 'EvaluationConfig',
-           'Config', 'nest', 'merge', 'smoke', 'laptop', 'demo_smoke', 'gpu', 'paper', 'named', 'config_from_dict',
-           'load_config']
+           'AverageDecay', 'STRICT', 'ConfigClass', 'View', 'Shaping', 'Scalar', 'WorldOptions', 'HeldOut',
+           'Perceptual', 'AttentionName', 'ImageSize', 'RewardLoss', 'BinRange', 'Advantages', 'Intrinsic',
+           'AdvantageFraction', 'Optimizer', 'TrackerName', 'Precision', 'MatmulPrecision', 'Lengths', 'SequenceLength',
+           'Temperatures', 'CONFIG_VERSION', 'TRIAL_STEPS', 'SIZES', 'RENAMED_FIELDS', 'RENAMED_VALUES', 'did_you_mean',
+           'unknown_name', 'validation_error', 'check_multiple', 'explain', 'one_line_errors', 'DataConfig',
+           'check_heads', 'TokenizerConfig', 'DynamicsConfig', 'AgentConfig', 'ImaginationConfig', 'StageConfig',
+           'EvaluationConfig', 'Config', 'nest', 'merge', 'smoke', 'laptop', 'demo_smoke', 'gpu', 'paper', 'named',
+           'config_from_dict', 'load_config']
 
 # %% ../nbs/00_config.ipynb #70c02261
 import difflib
@@ -23,7 +23,14 @@ from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass
 
 from .files import atomic_file, read_json
@@ -161,10 +168,43 @@ def one_line_errors(
     return cls
 
 # %% ../nbs/00_config.ipynb #8a87ced0
-World = Literal["collect_wood", "tools"]
-TaskName = Literal[World, "recordings"]
 View = Literal["grid", "stock"]
 Shaping = Literal["none", "raw", "potential"]
+Scalar = bool | int | float | str
+
+
+def _scalar(name: Any, value: Any) -> Scalar:
+    "A number, a text, true or false; texts that JSON reads as one of these become it"
+    if isinstance(value, str):
+        try:
+            read = json.loads(value)
+        except ValueError:
+            return value
+        value = read if isinstance(read, Scalar) else value
+    if not isinstance(value, Scalar) or (
+        isinstance(value, float) and not math.isfinite(value)
+    ):
+        raise validation_error(str(name), value, "must be a number, a text, true or false")
+    return value
+
+
+def _options(values: Any) -> Any:
+    "Pairs of a name and a value, from a dictionary or pairs; others are left for the check"
+    if isinstance(values, dict):
+        values = list(values.items())
+    if not isinstance(values, list | tuple):
+        return values
+    if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in values):
+        return values
+    return tuple({str(name): _scalar(name, value) for name, value in values}.items())
+
+
+# names and values, as for `dict`; a dictionary is taken as well
+WorldOptions = Annotated[
+    tuple[tuple[str, Scalar], ...],
+    BeforeValidator(_options),
+    Field(description="names with their values"),
+]
 
 # %% ../nbs/00_config.ipynb #dc8a6494
 HeldOut = Annotated[
@@ -178,10 +218,15 @@ HeldOut = Annotated[
 class DataConfig:
     "What is recorded and how it is split"
 
-    # name of the world's task; ours (the paper has 20 Minecraft tasks, 4)
-    task: TaskName = "collect_wood"
+    # name of the task, such as 'collect_wood' or 'treechop' (chapter "Tasks by name"); two
+    # joined by + are learned together; 'recordings' have no world to play in; ours (the paper
+    # has 20 Minecraft tasks, 4)
+    task: Name = "collect_wood"
     # 'grid' (8-pixel cells, daylight) or 'stock' (Crafter's own); ours
     view: View = "grid"
+    # arguments of a world of Gymnasium and of its adapter, names and values in turn, such as
+    # frame_skip 4 bins 5 (chapter "Anybody's world")
+    world_options: WorldOptions = ()
     # recorded episodes; ours (the paper has 2541 hours of play, 4)
     episodes: TwoOrMore = 600
     # fraction of the episodes kept from training; ours
@@ -378,7 +423,10 @@ BinRange = Annotated[
 class AgentConfig:
     "Task embedding and heads (paper 3.3)"
 
-    num_tasks: Positive = 1  # tasks told apart by a one-hot (paper: 20)
+    num_tasks: Positive = 1  # tasks told apart by a one-hot, at least (paper: 20)
+    # their names in the order of their numbers; (): those that the recordings name, sorted;
+    # ours
+    tasks: tuple[Name, ...] = ()
     # farthest predicted distance in steps, L in (9); so mtp + 1 output layers
     mtp: Count = 8
     # loss weight of each distance relative to the one before; 1 weighs all alike as (9)
@@ -408,10 +456,12 @@ class AgentConfig:
 
     @model_validator(mode="after")
     def check(self) -> "AgentConfig":
-        "Raise where the bins have no middle"
+        "Raise where the bins have no middle, or a task is named twice"
         if self.num_bins < 3 or self.num_bins % 2 == 0:
             expected = "must be odd, so that one bin stands at zero, and at least 3"
             raise validation_error("num_bins", self.num_bins, expected)
+        if len(set(self.tasks)) < len(self.tasks):
+            raise validation_error("tasks", self.tasks, "must name each task once")
         return self
 
 # %% ../nbs/00_config.ipynb #194480e0
@@ -481,6 +531,7 @@ class ImaginationConfig:
 
 # %% ../nbs/00_config.ipynb #3384acee
 Optimizer = Literal["adamw", "muon"]
+TrackerName = Literal["tensorboard", "wandb", "trackio", "none"]
 Precision = Literal["no", "bf16", "fp16"]
 MatmulPrecision = Literal["highest", "high", "medium"]
 Lengths = Annotated[tuple[tuple[Positive, AboveZero], ...], Field(min_length=1)]
@@ -582,6 +633,9 @@ class Config:
     # matrix products in float32: 'highest' keeps all bits, 'high' and 'medium' let a graphics
     # card drop some (TF32, bf16) and be several times as fast; ours
     matmul_precision: MatmulPrecision = "highest"
+    # where trainings are also logged: 'tensorboard', 'wandb' (Weights & Biases), 'trackio';
+    # 'none': to their folders alone; ours
+    tracker: TrackerName = "none"
     data: DataConfig = DataConfig()  # what is recorded
     tokenizer: TokenizerConfig = TokenizerConfig()  # from frames to latents
     # phase 1, first half

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from .dataset import EpisodeSource, LatentStore
+from .dataset import EpisodeSource, LatentStore, task_numbers
 from ..files import one_line
 
 # %% ../../nbs/data/07_windows.ipynb #c23bd027
@@ -54,7 +54,8 @@ class Batch:
     single: torch.Tensor | None = None
     # rows that are not relevant, which come first; None: `relevant` would have to be read
     num_uniform: int | None = None
-    task: torch.Tensor | None = None  # (B,) int64, number of the task; None: one task
+    # (B,) int64, number of the recording's task, -1: it has none; None: one task
+    task: torch.Tensor | None = None
     observations: dict[str, torch.Tensor] = field(default_factory=dict)  # (B, T, ...) float32
 
     @property
@@ -206,8 +207,13 @@ class SequenceIndex:
         ],  # per episode (N+1,) bool: a reward arrives at this step
         length: int,  # frames in a window
         within: int,  # steps after the window in which a reward still makes it relevant
+        task: np.ndarray | None = None,  # (E,) number of each episode's task; None: one task
+        with_task: bool = False,  # leave out episodes of no task (-1)
     ):
+        self.task = np.zeros(len(steps), np.int64) if task is None else task
         counts = np.maximum(np.asarray(steps) + 2 - length, 0)
+        if with_task:
+            counts[self.task < 0] = 0
         self.length = length
         self.offsets = np.concatenate([[0], np.cumsum(counts)])
         self.is_relevant = np.zeros(self.total, bool)
@@ -218,6 +224,11 @@ class SequenceIndex:
             relevant = arrived_before[end] > arrived_before[start]
             self.is_relevant[offset : offset + count] = relevant
         self.relevant = np.flatnonzero(self.is_relevant)
+        task_of_relevant = self.task[self.locate(self.relevant)[0]]
+        self.relevant_of = {  # number of a task -> its relevant windows
+            int(number): self.relevant[task_of_relevant == number]
+            for number in np.unique(task_of_relevant)
+        }
 
     @property
     def total(self) -> int:  # number of windows
@@ -232,6 +243,31 @@ class SequenceIndex:
         episode = np.searchsorted(self.offsets, ids, side="right") - 1
         return episode, ids - self.offsets[episode]
 
+    def draw_relevant(
+        self,
+        count: int,  # how many
+        rng: np.random.Generator,  # that draws
+    ) -> np.ndarray:  # (count,) window numbers
+        "Relevant windows: of several tasks equally many, of each task all alike."
+        if len(self.relevant_of) == 1:
+            return self.relevant[rng.integers(len(self.relevant), size=count)]
+        tasks = list(self.relevant_of.values())
+        turns = (np.arange(count) + rng.integers(len(tasks))) % len(tasks)
+        chosen = [tasks[i][rng.integers(len(tasks[i]))] for i in rng.permutation(turns)]
+        return np.array(chosen, np.int64)
+
+    def relevant_rarity(
+        self,
+        ids: np.ndarray,  # (B,) window numbers
+    ) -> np.ndarray:  # (B,) uniform density of a window over that of `draw_relevant`
+        "How rare the windows are that are relevant to the same task."
+        rarity = np.ones(len(ids))
+        task = self.task[self.locate(ids)[0]]
+        for number, windows in self.relevant_of.items():
+            share = len(windows) / self.total
+            rarity[task == number] = share * len(self.relevant_of)
+        return rarity
+
 # %% ../../nbs/data/07_windows.ipynb #a5a64b8e
 def rewarded(
     recordings: EpisodeSource,  # with the rewards
@@ -244,8 +280,9 @@ def rewarded(
 
 def _arrivals(recordings, i, events):
     "(N+1,) bool: something the task rewards arrives at this step of an episode."
+    task = task_numbers(recordings)
     happened = events(recordings, i)
-    if happened is None:
+    if happened is None or (task is not None and task[i] < 0):
         return np.zeros(int(recordings.steps[i]) + 1, bool)
     return np.concatenate([[False], np.asarray(happened, bool)])
 
@@ -269,6 +306,7 @@ class WindowReader:
         self.latents = latents
         self.fields = tuple(fields)
         self.num_components = _count_components(recordings)
+        self.task = task_numbers(recordings)  # (E,) or None
         self.words = {}  # observation -> its words in order, or None for a number
         if latents is not None:
             _check_latents(recordings, latents)
@@ -289,6 +327,8 @@ class WindowReader:
         if self.latents is not None:
             latents = self._stack(self._episode_latents, episodes, starts, length)
             result["latents"] = latents.float()
+        if self.task is not None:
+            result["task"] = torch.from_numpy(self.task[episodes])
         result["observations"] = self._observations(episodes, starts, length)
         return result
 
@@ -416,9 +456,16 @@ def _check_numbers(fractions, least):
             raise ValueError(f"{name}: {value}. Hint: choose at least {minimum}")
 
 
-def _check_windows(recordings, indices, relevant_fraction):
+def _check_episodes(recordings, task, with_task):
     if not len(recordings):
         raise ValueError("recordings: no episodes. Hint: record or convert some first")
+    if with_task and task is not None and (task < 0).all():
+        raise ValueError(
+            "recordings: no episode has a task. Hint: name it in metadata.json, as 'task'"
+        )
+
+
+def _check_windows(recordings, indices, relevant_fraction):
     longest = int(max(recordings.steps)) + 1
     for length, index in indices.items():
         if not index.total:
@@ -432,6 +479,20 @@ def _check_windows(recordings, indices, relevant_fraction):
                 f"of {length} frames. "
                 "Hint: set relevant_fraction=0 or add rewarded episodes"
             )
+        if relevant_fraction:
+            _check_tasks(recordings, index)
+
+
+def _check_tasks(recordings, index):
+    "Every task has relevant windows, or it would not be learned."
+    unpaid = set(index.task.tolist()) - {-1} - set(index.relevant_of)
+    if unpaid:
+        names = ", ".join(repr(recordings.tasks[number]) for number in sorted(unpaid))
+        raise ValueError(
+            f"recordings: no reward of the task {names} arrives in any window of "
+            f"{index.length} frames. "
+            "Hint: add rewarded episodes of it, or set its task to null in metadata.json"
+        )
 
 
 def _round_randomly(x, rng):
@@ -484,6 +545,7 @@ class SequenceSampler:
         fields: Sequence[str] = ("frames",),  # to read, of 'frames' and 'observations'
         seed: int = 0,  # batch n depends on (seed, n) only
         events: Callable[[Any, int], np.ndarray | None] = rewarded,  # (recordings, i) -> (N,)
+        with_task: bool = False,  # leave out windows of recordings that have no task
         workers: int = 0,  # processes that read ahead; they change no number
         pin_memory: bool = False,  # for a CUDA device, if there is one
     ):
@@ -509,9 +571,11 @@ class SequenceSampler:
         self.rank = 0
         self.processes = 1
         self.lengths = _batch_lengths(length, batch_size)  # length -> (rows, fraction)
+        task = task_numbers(recordings)
+        _check_episodes(recordings, task, with_task)
         arrivals = [_arrivals(recordings, i, events) for i in range(len(recordings))]
         self.indices = {
-            n: SequenceIndex(recordings.steps, arrivals, n, relevant_within)
+            n: SequenceIndex(recordings.steps, arrivals, n, relevant_within, task, with_task)
             for n in self.lengths
         }
         _check_windows(recordings, self.indices, relevant_fraction)
@@ -560,8 +624,7 @@ class SequenceSampler:
         first_relevant = size - num_relevant
         ids = rng.integers(index.total, size=size)
         if num_relevant:
-            chosen = rng.integers(len(index.relevant), size=num_relevant)
-            ids[first_relevant:] = index.relevant[chosen]
+            ids[first_relevant:] = index.draw_relevant(num_relevant, rng)
         return ids, np.arange(size) >= first_relevant
 
     def _draw_single_images(self, rng, size):
@@ -574,7 +637,7 @@ class SequenceSampler:
     def _importance(self, ids, index):
         "Density of windows under uniform drawing, divided by that in the mixture."
         f = self.relevant_fraction
-        q = max(len(index.relevant) / index.total, 1 / index.total)
+        q = index.relevant_rarity(ids)
         importance = 1 / (1 - f + f * index.is_relevant[ids] / q)
         return importance.astype(np.float32)
 

@@ -33,8 +33,7 @@ from dreamer4_nb.training.distributed import (
     rank,
     wait_for_everyone,
 )
-from ..worlds.players import expert
-from ..worlds.tasks import TASKS
+from ..worlds.registry import expert, find_task, make_world
 from ..worlds.vector import VectorWorlds
 
 # %% ../../nbs/evaluation/02_in_worlds.ipynb #5cf796db
@@ -85,14 +84,13 @@ def check_fresh(
 @torch.no_grad()
 def play_worlds(
     worlds: VectorWorlds,  # stepped together, one episode each
-    # has `act(frames)`, or is a function (worlds, frames); gives actions (N,) or
-    # (N, components)
+    # a policy with `act(frames)`, which gives class numbers (N, components); or a function
+    # (worlds, frames), which gives N actions as the worlds' `step` takes them
     player: Any,
     film: int = 0,  # keep the frames of so many worlds, from the first on
     on_step: Callable[[], None] | None = None,  # called after every step
 ) -> tuple[list[float], dict[str, Any]]:  # returns (N,); achievements, lengths, film
     "Play every world to its end."
-    act = player.act if hasattr(player, "act") else partial(player, worlds)
     if hasattr(player, "reset"):
         player.reset()
     num_worlds = len(worlds)
@@ -103,8 +101,11 @@ def play_worlds(
     first_steps: list[dict[str, int]] = [{} for _ in range(num_worlds)]
     filmed = [frames[:film]]
     while not over.all():
-        actions = torch.as_tensor(act(frames)).reshape(num_worlds, -1)[:, 0]
-        frames, rewards, terminated, truncated = worlds.step(actions.tolist())
+        if hasattr(player, "act"):
+            actions = worlds.decode(player.act(frames))
+        else:
+            actions = player(worlds, frames)
+        frames, rewards, terminated, truncated = worlds.step(actions)
         returns += rewards
         lengths += ~over
         over = terminated | truncated
@@ -126,26 +127,28 @@ def _record_achievements(worlds, first_steps):
     for world, steps in zip(worlds.worlds, first_steps):
         for name, count in world.achievements.items():
             if count and name not in steps:
-                steps[name] = world.steps
+                steps[name] = world.elapsed
 
 # %% ../../nbs/evaluation/02_in_worlds.ipynb #4130aced
-ActFunction = Callable[[VectorWorlds, np.ndarray], Sequence[int] | np.ndarray]
+# from worlds and frames uint8 (N, 3, height, width) to N actions
+ActFunction = Callable[[VectorWorlds, np.ndarray], Sequence[Any]]
 
 
 def random_player(
     seed: int = 0,  # of its actions
 ) -> ActFunction:  # function (worlds, frames) -> actions
-    "Every action is as likely as any other."
+    "Every class of every component of an action is as likely as any other."
     rng = np.random.default_rng(seed)
 
     def act(worlds, frames):
-        return rng.integers(len(worlds.task.actions), size=len(worlds))
+        columns = [rng.integers(size, size=len(worlds)) for size in worlds.codec.sizes]
+        return worlds.decode(np.stack(columns, -1))
 
     return act
 
 
 def scripted_player(
-    task: str,  # a name in `TASKS`
+    task: str,  # a name as `find_task` takes it
 ) -> ActFunction:  # function (worlds, frames) -> actions
     "The best scripted player of the task, one in every world."
     experts = {}
@@ -160,7 +163,7 @@ def scripted_player(
 
 # %% ../../nbs/evaluation/02_in_worlds.ipynb #772d0538
 def random_returns(
-    task: str,  # a name in `TASKS`
+    task: str,  # a name as `find_task` takes it
     seeds: Iterable[int],  # one world per seed
     view: str = "grid",  # 'grid' or 'stock'
     seed: int = 0,  # of the actions
@@ -171,7 +174,7 @@ def random_returns(
 
 
 def scripted_returns(
-    task: str,  # a name in `TASKS`
+    task: str,  # a name as `find_task` takes it
     seeds: Iterable[int],  # one world per seed
     view: str = "grid",  # 'grid' or 'stock'
 ) -> list[float]:  # one return per world
@@ -203,7 +206,7 @@ class EvaluationCache:
 
     def __init__(
         self,
-        task: str,  # a name in `TASKS`
+        task: str,  # a name as `find_task` takes it
         view: str,  # 'grid' or 'stock'
         counts: dict[str, int],  # 'validation' and 'test' to a number of worlds
         seed: int = 0,  # of the players' random numbers
@@ -216,7 +219,7 @@ class EvaluationCache:
         self.seed = seed
         self.on_step = on_step
         self.memory: dict[str, dict[str, Any]] = {}
-        self.steps = TASKS[task].steps
+        self.steps = find_task(task).num_steps
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         if self.cache_dir:
             self.cache_dir.mkdir(parents=True, exist_ok=True)
@@ -268,15 +271,21 @@ class EvaluationCache:
 
     def _play(self, key, make_player):
         seeds = world_seeds(key["worlds"], key["count"])
-        returns, info = play_worlds(
-            VectorWorlds(self.task, seeds, self.view),
-            make_player(evaluation_seed(key)),
-            on_step=partial(self._count_steps, 1),
-        )
-        lengths = info["lengths"]
-        # the steps that an early end leaves out count as done
-        self._count_steps(self.steps - max(lengths))
-        return key | dict(returns=returns, lengths=lengths, achievements=info["achievements"])
+        player = make_player(evaluation_seed(key))
+        most = find_task(self.task).most_open or len(seeds)
+        groups = [seeds[i : i + most] for i in range(0, len(seeds), most)]
+        result = key | dict(returns=[], lengths=[], achievements=[])
+        for group in groups:
+            worlds = VectorWorlds(self.task, group, self.view)
+            on_step = partial(self._count_steps, 1 / len(groups))
+            returns, info = play_worlds(worlds, player, on_step=on_step)
+            worlds.close()
+            result["returns"] += returns
+            result["lengths"] += info["lengths"]
+            result["achievements"] += info["achievements"]
+            # the steps that an early end leaves out count as done
+            self._count_steps((self.steps - max(info["lengths"])) / len(groups))
+        return result
 
     def _count_steps(self, number):
         if self.on_step:
@@ -323,13 +332,14 @@ UNTRAINED = ("random", "scripted")  # players without weights
 def known_cells(
     names: Sequence[str],  # of the learned policies
     temperatures: Sequence[float],  # to choose from
+    untrained: Sequence[str] = UNTRAINED,  # players without weights
 ) -> list[EvaluationCell]:
     "What has to be played whichever temperatures are chosen"
     cells = []
     for name in names:
         cells += [EvaluationCell(name, float(t), "validation") for t in temperatures]
         cells += [EvaluationCell(name, t, "test") for t in (1.0, 0.0)]
-    return cells + [EvaluationCell(name, None, "test") for name in UNTRAINED]
+    return cells + [EvaluationCell(name, None, "test") for name in untrained]
 
 
 def share_cells(
@@ -346,33 +356,36 @@ def evaluate_policies(
     tokenizer: Tokenizer,  # of the agent's latents
     agent: Agent,  # whose world model reads the frames
     policies: dict[str, torch.nn.Module | None],  # name -> head (None: the agent's own)
-    task: str = "collect_wood",  # a name in `TASKS`
+    task: str = "collect_wood",  # a name as `find_task` takes it
     view: str = "grid",  # 'grid' or 'stock'
     config: EvaluationConfig | None = None,  # numbers of worlds, temperatures
     seed: int = 0,  # of the players' random numbers
     cache_dir: Path | str | None = None,  # folder for what is done; None: start afresh
     progress: bool = True,  # show a progress bar
     mixed_precision: str = "no",  # of the transformers: 'no', 'bf16' or 'fp16'
+    task_index: int = 0,  # of the task among those the agent learned
 ) -> dict[str, dict[str, Any]]:  # name -> returns, temperature; validation, achievements
     "Play random, scripted and every learned policy, in all modes, in the same worlds."
     config = config or EvaluationConfig()
+    known_task = find_task(task)
+    untrained = UNTRAINED if known_task.expert else UNTRAINED[:1]
     _check_names(policies)
     counts = dict(validation=config.validation_worlds, test=config.test_worlds)
-    known = known_cells(list(policies), config.temperatures)
-    total = TASKS[task].steps * (len(known) + len(policies))
+    known = known_cells(list(policies), config.temperatures, untrained)
+    total = known_task.num_steps * (len(known) + len(policies))
     quiet = not (progress and is_main())
     with tqdm(desc="evaluate", unit="step", total=total, disable=quiet) as bar:
         cache = EvaluationCache(task, view, counts, seed, cache_dir, bar.update)
-        players = _Players(cache, tokenizer, agent, policies, mixed_precision)
+        players = _Players(cache, tokenizer, agent, policies, mixed_precision, task_index)
         played = share_cells(known, players.evaluate)
         means = _validation_means(played)
         best = {name: max(means[name], key=means[name].__getitem__) for name in policies}
         chosen = [EvaluationCell(name, best[name], "test") for name in policies]
         played |= share_cells(chosen, players.evaluate)
     fields = ["returns", "temperature", "validation"]
-    if TASKS[task].once:
+    if known_task.milestones:
         fields.append("achievements")
-    results = {name: played[EvaluationCell(name, None, "test")] for name in UNTRAINED}
+    results = {name: played[EvaluationCell(name, None, "test")] for name in untrained}
     for name in policies:
         results |= _modes(name, played, best[name], means[name])
     return {name: _select(result, fields) for name, result in results.items()}
@@ -395,12 +408,13 @@ def _select(result, fields):
 class _Players:
     "The players of all cells, with and without training."
 
-    def __init__(self, cache, tokenizer, agent, heads, mixed_precision):
+    def __init__(self, cache, tokenizer, agent, heads, mixed_precision, task_index):
         self.cache = cache
         self.tokenizer = tokenizer
         self.agent = agent
         self.heads = heads
         self.mixed_precision = mixed_precision
+        self.task_index = task_index
         self.weights = {}
         for name, head in heads.items():
             trained = (tokenizer, agent.dynamics, head or agent.policy)
@@ -423,6 +437,7 @@ class _Players:
             self.heads[cell.policy],
             cell.temperature,
             generator=generator,
+            task=self.task_index,
             mixed_precision=self.mixed_precision,
         )
 
@@ -451,11 +466,11 @@ def _modes(name, played, best, means):
 def expert_copy(
     temperature: float = 1.0,  # divides the logits; 0: the likeliest action
     seed: int = 0,  # of the actions drawn
-    task: str = "collect_wood",  # a name in `TASKS` that has a scripted player
+    task: str = "collect_wood",  # a name as `find_task` takes it that has a scripted player
 ) -> ActFunction:  # function (worlds, frames) -> actions
     "A perfect copy of a player who follows the expert in 30% of the steps and often waits."
     expert_actions = scripted_player(task)
-    num_actions = len(TASKS[task].actions)
+    num_actions = len(make_world(task).space.choices["action"])
     generator = torch.Generator().manual_seed(seed)
 
     def act(worlds, frames):
@@ -467,8 +482,8 @@ def expert_copy(
         probabilities[rows, right] += torch.where(waits, 0.1, 0.3)
         probabilities[waits, 0] += 0.2
         if not temperature:
-            return probabilities.argmax(-1)
+            return probabilities.argmax(-1).tolist()
         tempered = (probabilities.log() / temperature).softmax(-1)
-        return tempered.multinomial(1, generator=generator)
+        return tempered.multinomial(1, generator=generator)[:, 0].tolist()
 
     return act

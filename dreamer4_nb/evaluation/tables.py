@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from .statistics import paired_difference, two_level_bootstrap
-from ..worlds.tasks import ACHIEVEMENTS, TASKS
+from ..worlds.registry import TASKS
+from ..worlds.tasks import ACHIEVEMENTS
 
 # %% ../../nbs/evaluation/03_tables.ipynb #c5851139
 # ending of a name -> how the policy was played
@@ -140,12 +141,13 @@ Achievements = Sequence[dict[str, int]]  # per episode: achievement -> first ste
 
 def achievement_rates(
     achievements: Achievements,  # as `play_worlds` gives them
+    milestones: Sequence[str] = ACHIEVEMENTS,  # of the task, in order
 ) -> dict[str, float]:  # achievement -> fraction of the episodes that reached it
-    "Success at every achievement of *tools*."
+    "Success at every milestone of a task, by default those of *tools*."
     if not len(achievements):
         raise ValueError("achievements: no episodes")
     rates = {}
-    for name in ACHIEVEMENTS:
+    for name in milestones:
         reached = sum(bool(episode.get(name)) for episode in achievements)
         rates[name] = reached / len(achievements)
     return rates
@@ -154,17 +156,18 @@ def achievement_rates(
 def achievement_rates_by_policy(
     # name -> achievements, or -> a result of `evaluate_policies`
     policies: dict[str, Achievements | dict[str, Any]],
+    milestones: Sequence[str] = ACHIEVEMENTS,  # of the task, in order
 ) -> dict[str, dict[str, float]]:  # achievement -> name -> fraction
     "The rates of several policies; results without achievements are left out."
     rates = {}
     for name, result in policies.items():
         achievements = result.get("achievements") if isinstance(result, dict) else result
         if achievements:
-            rates[name] = achievement_rates(achievements)
+            rates[name] = achievement_rates(achievements, milestones)
     if not rates:
         return {}
     by_achievement = {}
-    for achievement in ACHIEVEMENTS:
+    for achievement in milestones:
         by_achievement[achievement] = {
             name: of_policy[achievement] for name, of_policy in rates.items()
         }

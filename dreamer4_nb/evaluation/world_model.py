@@ -237,19 +237,22 @@ def rollout_scores(
 
 # %% ../../nbs/evaluation/05_world_model.ipynb #24b0c0d2
 def _play_episode(worlds, actor, steps):
-    "Frames (N, steps + 1, C, H, W); the action that led to each; rewards (N, steps)."
+    """Frames (N, steps + 1, C, H, W); the action that led to each; rewards and whether the
+    episode was still running (N, steps)."""
     frames = [worlds.reset()]
     actions = []
     rewards = []
+    running = []
     for _ in range(steps):
+        running.append([not (w.terminated or w.truncated) for w in worlds.worlds])
         action = actor.act(frames[-1])
-        frame, reward, *_ = worlds.step(action[:, 0].tolist())
+        frame, reward, *_ = worlds.step(worlds.decode(action))
         actions.append(action)
         frames.append(frame)
         rewards.append(reward)
     nothing = torch.zeros_like(actions[0])
     led_to = torch.stack([nothing, *actions], 1)
-    return np.stack(frames, 1), led_to, np.stack(rewards, 1)
+    return np.stack(frames, 1), led_to, np.stack(rewards, 1), np.array(running).T
 
 
 def _round_all(values):
@@ -261,21 +264,24 @@ def imagined_and_real(
     tokenizer: Tokenizer,  # encodes frames
     agent: Agent,  # that plays and dreams
     policy: MLPHead | None,  # as for `Actor`
-    task: str = "collect_wood",  # a name in `TASKS`
+    task: str = "collect_wood",  # a name as `find_task` takes it
     view: str = "grid",  # see `make_world`
     worlds: int = 32,  # test worlds
     moments: tuple[int, ...] = (8, 40, 70),  # steps at which to look ahead, from `context` on
     context: int = 8,  # frames that the model is shown
     horizon: int = 15,  # steps that are imagined and played
     seed: int = 0,  # of actions and noise
+    task_index: int = 0,  # of the task among those the agent learned
 ) -> dict[str, list[float]]:  # imagined, real: sums of the next rewards, one for each world
-    # and moment
+    # and moment at which its episode was still running
     "What a policy expects of its next steps, and what it then receives."
     device = module_device(agent)
     generator = torch.Generator().manual_seed(seed)
-    actor = Actor(tokenizer, agent, policy, generator=generator)
+    actor = Actor(tokenizer, agent, policy, task=task_index, generator=generator)
     true_worlds = VectorWorlds(task, world_seeds("test", worlds), view)
-    frames, actions, rewards = _play_episode(true_worlds, actor, max(moments) + horizon)
+    played = _play_episode(true_worlds, actor, max(moments) + horizon)
+    frames, actions, rewards, running = played
+    task_numbers = torch.full((worlds,), task_index, device=device)
     imagined = []
     real = []
     for moment in moments:
@@ -287,8 +293,10 @@ def imagined_and_real(
             actions[:, past].to(device),
             horizon=horizon,
             policy=policy,
+            task=task_numbers,
             generator=generator,
         )
-        imagined += rollout.rewards.sum(1).tolist()
-        real += rewards[:, moment : moment + horizon].sum(1).tolist()
+        counts = running[:, moment]
+        imagined += rollout.rewards.sum(1).cpu().numpy()[counts].tolist()
+        real += rewards[counts, moment : moment + horizon].sum(1).tolist()
     return dict(imagined=_round_all(imagined), real=_round_all(real))

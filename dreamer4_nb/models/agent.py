@@ -6,6 +6,8 @@
 __all__ = ['Agent', 'num_uniform', 'AgentLoss', 'agent_loss']
 
 # %% ../../nbs/models/08_agent.ipynb #30c5182d
+from collections.abc import Sequence
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -28,11 +30,19 @@ class Agent(nn.Module):
         dynamics: Dynamics,  # the world model, whose agent token the heads read
         codec: ActionCodec,  # the actions
         config: AgentConfig,  # sizes of the heads, see `AgentConfig`
+        tasks: Sequence[str] = (),  # names of the tasks; (): those of `config`, or none
     ):
         super().__init__()
         self.dynamics = dynamics
         self.codec = codec
         self.config = config
+        self.num_tasks = dynamics.task.num_embeddings
+        self.tasks = tuple(tasks) or config.tasks
+        if len(self.tasks) > self.num_tasks:
+            raise ValueError(
+                f"tasks: {', '.join(self.tasks)}, but the dynamics tell {self.num_tasks} "
+                f"apart. Hint: make them with num_tasks={len(self.tasks)}"
+            )
         c = config
         distances = c.mtp + 1
         num_reward_outputs = c.num_bins + extra_outputs(c.reward_loss)
@@ -44,6 +54,40 @@ class Agent(nn.Module):
     def _head(self, out, distances):
         c = self.config
         return MLPHead(self.dynamics.feature_width, out, distances, c.hidden, c.layers)
+
+    def task_number(
+        self,
+        task: str | int,  # a name in `tasks`, or a number
+    ) -> int:  # that the agent token is given
+        """The number of a task. Raises ValueError for a task that the agent does not know.
+
+        An agent of one task has nothing to tell apart, and takes every name for that one.
+        """
+        if isinstance(task, str) and self.num_tasks == 1:
+            return 0
+        if isinstance(task, str) and task in self.tasks:
+            return self.tasks.index(task)
+        if not isinstance(task, str) and 0 <= task < self.num_tasks:
+            return task
+        known = ", ".join(self.tasks) or f"0 to {self.num_tasks - 1}"
+        raise ValueError(f"task: {task!r}: the agent has not learned it. Hint: choose {known}")
+
+    def known_tasks(
+        self,
+        task: torch.Tensor | None,  # (B,) long, -1: none; None: all are of task 0
+        count: int,  # B
+    ) -> torch.Tensor:  # (B,) long, 0 where there is none, on the agent's device
+        "Numbers of tasks for the agent token. Raises ValueError for one that it has not."
+        if task is None:
+            return torch.zeros(count, dtype=torch.long, device=self.dynamics.pos.device)
+        asks_no_device = task.device.type == "cpu" and not torch.compiler.is_compiling()
+        if asks_no_device and count and int(task.max()) >= self.num_tasks:
+            number = int(task.max())
+            raise ValueError(
+                f"batch: task {number}, but the agent tells {self.num_tasks} apart. "
+                f"Hint: make its dynamics with num_tasks={number + 1}"
+            )
+        return task.clamp(min=0)
 
     def action_distribution(
         self,
@@ -82,21 +126,23 @@ class Agent(nn.Module):
         batch: Batch,  # with mtp + 1 steps of look-ahead
         bc_mask: torch.Tensor,  # (B,) bool, sequences that the policy copies
     ) -> dict:  # policy, reward, cont (`Average`); metrics
-        "Behaviour cloning, reward and continue losses (equation 9)."
+        "Losses of cloning, reward and continue (equation 9); rows of no task do not count."
         T = h.shape[1]
+        has_task = torch.ones_like(batch.relevant) if batch.task is None else batch.task >= 0
         distances = self.config.mtp + 1
         weight = self.config.mtp_decay ** torch.arange(distances, device=h.device)
         action_nll = self.action_nll(h, batch.actions)
         known_actions = mtp_targets(batch.action_mask, T, distances, 1)
-        copied = known_actions & bc_mask[:, None, None]
+        copied = known_actions & (bc_mask & has_task)[:, None, None]
         reward_nll = self.reward_nll(h, batch.rewards)
         known_rewards = mtp_targets(batch.reward_mask, T, distances)
+        known_rewards = known_rewards & has_task[:, None, None]
         if self.config.reward_importance:
             known_rewards = known_rewards * batch.importance[:, None, None]
         return dict(
             policy=average(action_nll, copied * weight),
             reward=average(reward_nll, known_rewards * weight),
-            cont=average(self.continue_nll(h, batch.is_terminal)),
+            cont=average(self.continue_nll(h, batch.is_terminal), has_task[:, None]),
             metrics=dict(
                 policy_nll=average(action_nll[:, :, 0].detach(), copied[:, :, 0]),
                 reward_nll=average(reward_nll[:, :, 0].detach(), known_rewards[:, :, 0]),
@@ -138,12 +184,11 @@ class Agent(nn.Module):
         latents: torch.Tensor,  # clean (B, T, L, D)
         actions: torch.Tensor,  # (B, T, components), the action that led to each step
         action_mask: torch.Tensor | None = None,  # (B, T)
-        task: torch.Tensor | None = None,  # (B,) long; None: task 0
+        task: torch.Tensor | None = None,  # (B,) long, -1: none; None: task 0
         generator: torch.Generator | None = None,  # of the context noise
     ) -> torch.Tensor:  # (B, T, feature_width)
         "Agent features of known steps."
-        if task is None:
-            task = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
+        task = self.known_tasks(task, len(latents))
         dream = Dream(self.dynamics, task, generator=generator)
         features = dream.observe(latents, actions, action_mask, use_cache=False)
         assert features is not None  # there is a task
@@ -195,15 +240,12 @@ class AgentLoss:
             drawn = self.draw(agent, batch, drawn)
         latents = latents_of(batch)
         B, T = latents.shape[:2]
-        task = batch.task
-        if task is None:
-            task = torch.zeros(B, dtype=torch.long, device=latents.device)
         video, metrics, h = agent.dynamics.loss(
             latents,
             batch.actions[:, :T],
             batch.action_mask[:, :T],
             batch.single,
-            task=task,
+            task=agent.known_tasks(batch.task, B),
             noise=drawn,
         )
         assert h is not None  # there is a task

@@ -34,7 +34,8 @@ from ..run.folder import POLICIES, RunError, RunFolder
 from ..run.load import run_folder
 from ..training.distributed import autocast, make_generator
 from ..training.memory import check_device
-from ..worlds.crafter import CrafterWorld, make_world
+from ..worlds.crafter import CrafterWorld
+from ..worlds.registry import make_world
 
 # %% ../../nbs/play/01_player.ipynb #7feb1850
 _RESTING = ("noop", "none")  # names of options that do nothing

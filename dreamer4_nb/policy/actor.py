@@ -26,7 +26,7 @@ class Actor:
         agent: Agent,  # with its world model
         policy: MLPHead | None = None,  # None: the agent's own
         temperature: float = 1.0,  # divides the logits; 0 chooses the most likely action
-        task: int = 0,  # number of the task
+        task: int | str = 0,  # what it is asked to do: number or name of a task
         generator: torch.Generator | None = None,  # of actions and noise, on their device
         mixed_precision: str = "no",  # of the transformers, see `autocast`
     ):
@@ -34,7 +34,7 @@ class Actor:
         self.agent = agent
         self.policy = policy
         self.temperature = temperature
-        self.task = task
+        self.task = agent.task_number(task)
         self.generator = generator
         self.mixed_precision = mixed_precision
         self.reset()

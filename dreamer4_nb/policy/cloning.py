@@ -37,6 +37,8 @@ def bc_features(
             window.latents, window.actions, window.action_mask, window.task, generator
         )
         use = batch.action_mask[:, 1 : T + 1]
+        if batch.task is not None:  # nobody is copied whose task is unknown
+            use = use & (batch.task >= 0)[:, None]
         if relevant_only:
             use = use & batch.relevant[:, None]
         features.append(h[use])

@@ -52,7 +52,7 @@ def imagine(
     action_mask: torch.Tensor | None = None,  # (N, T)
     horizon: int = 15,  # imagined steps H
     policy: MLPHead | None = None,  # policy head; None: the agent's own
-    task: torch.Tensor | None = None,  # (N,) long; None: task 0
+    task: torch.Tensor | None = None,  # (N,) long, -1: none; None: task 0
     sample_steps: int | None = None,  # denoising steps per frame; None: as configured
     generator: torch.Generator | None = None,  # of noise and actions, on the agent's device
     keep_latents: bool = False,  # also return the dreamed latents
@@ -60,9 +60,9 @@ def imagine(
     mixed_precision: str = "no",  # of the transformer, see `autocast`; heads stay in float32
 ) -> Rollout:
     "Continue recorded contexts inside the world model, acting by the policy."
-    if task is None:
-        task = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
-    dream = Dream(agent.dynamics, task, sample_steps, generator)
+    dream = Dream(
+        agent.dynamics, agent.known_tasks(task, len(latents)), sample_steps, generator
+    )
     precision = partial(autocast, latents.device, mixed_precision)
     with torch.inference_mode(), precision():
         observed = dream.observe(latents, actions, action_mask)

@@ -364,14 +364,20 @@ class RunFolder:
         "The latents of all episodes, as the stage encode left them"
         return LatentStore(self.out / "latents")
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        "The names of the worlds' tasks that the run learns, most often one."
+        return tuple(self.config.data.task.split("+"))
+
     def worlds(
         self,
         count: int,  # how many
         which: str = "test",  # 'test' or 'validation'
+        task: str | None = None,  # one of the run's tasks; None: the first
     ) -> VectorWorlds:
         "The first worlds of a set, to play in step"
-        data = self.config.data
-        return VectorWorlds(data.task, world_seeds(which, count), data.view)
+        view = self.config.data.view
+        return VectorWorlds(task or self.tasks[0], world_seeds(which, count), view)
 
     def build(
         self,

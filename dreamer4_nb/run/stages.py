@@ -52,19 +52,21 @@ from ..worlds.record import record
 def record_world(
     run: RunFolder,  # with a task of the embedded world
 ) -> None:
-    "The stage record: scripted players play the embedded world"
+    "The stage record: players play the worlds, of several tasks as many episodes of each"
     data = run.config.data
+    episodes = data.episodes // len(run.tasks)
     with run.stage("record") as note:
-        record(
-            run.out / "recordings",
-            data.task,
-            data.episodes,
-            data.seed,
-            data.view,
-            run.progress,
-            part=(run.rank, run.processes),
-        )
-        note["episodes"] = data.episodes
+        for task in run.tasks:
+            record(
+                run.out / "recordings",
+                task,
+                episodes,
+                data.seed,
+                data.view,
+                run.progress,
+                part=(run.rank, run.processes),
+            )
+        note["episodes"] = episodes * len(run.tasks)
 
 
 def use_recordings(

@@ -504,7 +504,7 @@ class PlayedWorlds:
         if self.frames is None:
             self.frames = self.worlds.reset()
             self.actor.reset()
-        actions = self.actor.act(self.frames)[:, 0].tolist()
+        actions = self.worlds.decode(self.actor.act(self.frames))
         self.frames, _, terminated, truncated = self.worlds.step(actions)
         if (terminated | truncated).all():
             self.frames = None
@@ -516,7 +516,7 @@ def bench_evaluation(
 ) -> Benchmark:
     "A step in many worlds at once, beside one world at a time."
     all_worlds = VectorWorlds("collect_wood", range(worlds))
-    codec = ActionCodec(all_worlds.action_space_spec)
+    codec = all_worlds.codec
     t = config.tokenizer
     dynamics = Dynamics(config.dynamics, t.num_latents, t.latent_dim, codec)
     agent = Agent(dynamics, codec, config.agent).eval()

@@ -31,7 +31,8 @@ from ..policy.cloning import fit_bc_policy
 from ..run.run import Run
 from .reward_heads import fit_reward_head
 from .tokenizer_time import train_for
-from ..worlds.crafter import CrafterWorld, make_world
+from ..worlds.crafter import CrafterWorld
+from ..worlds.registry import make_world
 from ..worlds.tasks import MATERIALS
 from ..worlds.vector import VectorWorlds
 
@@ -244,7 +245,7 @@ def presses_by_material(
         actions = actor.act(frames)
         for world, action in zip(worlds.worlds, actions[:, 0].tolist()):
             materials.append(pressed_material(world, action))
-        return actions
+        return worlds.decode(actions)
 
     play_worlds(worlds, act)
     return {task: materials.count(m) / len(seeds) for task, m in ASKED.items()}

@@ -13,6 +13,7 @@ import gymnasium
 import numpy as np
 
 from ..data.actions import ActionSpace
+from .world import World, flat_names
 
 # %% ../../nbs/worlds/07_minerl.ipynb #f4dc3c14
 # how a MineRL should install whose worlds open
@@ -113,7 +114,7 @@ def gymnasium_space(
     return gymnasium.spaces.Dict(spaces)
 
 
-class MineRLWorld(gymnasium.Env):
+class MineRLWorld(World):
     """A world of MineRL 0.4.4 as a Gymnasium environment: observations uint8 (64, 64, 3),
     actions by name."""
 
@@ -135,7 +136,7 @@ class MineRLWorld(gymnasium.Env):
         self.space = ActionSpace.minerl(env_id)
         self._env = open_minerl(env_id)
         self._has_opened = False
-        self._limit = LIMITS[env_id.removeprefix("MineRL").rsplit("-v", 1)[0]]
+        self.num_steps = LIMITS[env_id.removeprefix("MineRL").rsplit("-v", 1)[0]]
         self.observation_space = gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
         self.action_space = gymnasium_space(self.space)
 
@@ -163,7 +164,9 @@ class MineRLWorld(gymnasium.Env):
                 f"the Java part of MineRL may be missing. {RECIPE}"
             ) from e
         self._has_opened = True
-        self.steps = 0
+        self.elapsed = 0
+        self.terminated = False
+        self.truncated = False
         return self._split(observation)
 
     def step(
@@ -174,12 +177,12 @@ class MineRLWorld(gymnasium.Env):
         action = complete_action(action, self.space, self.env_id)
         observation, reward, done, info = self._env.step(action)
         frame, other = self._split(observation)
-        self.steps += 1
+        self.elapsed += 1
         # the server's own clock may end an episode early and not say so
-        out_of_time = self.steps >= self._limit - 2 or bool(info.get("TimeLimit.truncated"))
-        truncated = bool(done) and out_of_time
-        terminated = bool(done) and not out_of_time
-        return frame, float(reward), terminated, truncated, info | other
+        out_of_time = self.elapsed >= self.num_steps - 2 or bool(info.get("TimeLimit.truncated"))
+        self.truncated = bool(done) and out_of_time
+        self.terminated = bool(done) and not out_of_time
+        return frame, float(reward), self.terminated, self.truncated, info | other
 
     def render(self) -> np.ndarray:  # uint8 (64, 64, 3)
         "The newest frame."
@@ -192,4 +195,9 @@ class MineRLWorld(gymnasium.Env):
     def _split(self, observation):
         "The picture, and what else is observed."
         self._frame = np.asarray(observation["pov"], np.uint8)
-        return self._frame, {k: v for k, v in observation.items() if k != "pov"}
+        self._other = {k: v for k, v in observation.items() if k != "pov"}
+        return self._frame, self._other
+
+    def observations(self) -> dict[str, Any]:  # 'inventory$log', 'compass$angle' and so on
+        "What is observed beside the picture."
+        return flat_names(self._other)

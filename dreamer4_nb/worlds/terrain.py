@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .tasks import GRASS, MATERIAL, MATERIALS, WALKABLE_MATERIALS, Task
+from .tasks import GRASS, MATERIAL, MATERIALS, WALKABLE_MATERIALS, CrafterTask
 
 # %% ../../nbs/worlds/02_terrain.ipynb #cb9821e9
 GRADIENTS = np.array(
@@ -201,7 +201,7 @@ def _draw_creatures(task, ids, tunnels, random):
 
 @lru_cache(maxsize=4096)
 def generate_world(
-    task: Task,  # with the size of the map and what must be in it
+    task: CrafterTask,  # with the size of the map and what must be in it
     seed: int,  # the same seed gives the same world
 ) -> GeneratedWorld:
     "A landscape with all that the task needs, and its creatures."

@@ -6,12 +6,15 @@
 __all__ = ['VectorWorlds']
 
 # %% ../../nbs/worlds/05_vector.ipynb #16307171
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
+import torch
 
-from .crafter import CrafterWorld
-from .tasks import Task
+from ..data.actions import ActionCodec
+from .registry import Task, find_task, make_world
+from .world import World
 
 # %% ../../nbs/worlds/05_vector.ipynb #33f44221
 class VectorWorlds:
@@ -21,54 +24,59 @@ class VectorWorlds:
         self,
         task: str | Task = "collect_wood",  # a name in `TASKS`, or a task of your own
         seeds: Iterable[int] = range(8),  # one world per seed
-        view: str = "grid",  # 'grid' or 'stock'
+        view: str = "grid",  # of the map world: 'grid' or 'stock'
     ):
+        self.task = find_task(task)
         self.seeds = list(seeds)
-        self.worlds = [CrafterWorld(task, view) for _ in self.seeds]
-        self.task = self.worlds[0].task
-        self.action_space_spec = self.worlds[0].action_space_spec
+        self.worlds: list[World] = [make_world(self.task, view) for _ in self.seeds]
+        self.space = self.worlds[0].space
+        self.codec = ActionCodec(self.space)
 
     def __len__(self) -> int:
         return len(self.worlds)
 
-    def reset(self) -> np.ndarray:  # frames uint8 (N, 3, 64, 64)
+    def reset(self) -> np.ndarray:  # frames uint8 (N, 3, height, width)
         "Begin all episodes (again)."
-        frames = []
         for world, seed in zip(self.worlds, self.seeds):
-            frame, _ = world.reset(seed=seed)
-            frames.append(frame)
-        return _channels_first(frames)
+            world.reset(seed=seed)
+        return self.frames()
+
+    def frames(self) -> np.ndarray:  # uint8 (N, 3, height, width)
+        "The newest pictures."
+        pictures = np.stack([world.frame() for world in self.worlds])
+        return np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))
+
+    def decode(
+        self,
+        components: np.ndarray | torch.Tensor,  # (N, components) class numbers, of a policy
+    ) -> list[Any]:  # N actions, as each world's `step` takes them
+        "The actions that class numbers stand for."
+        named = self.codec.decode(components)
+        return [
+            world.action_of({name: values[i] for name, values in named.items()})
+            for i, world in enumerate(self.worlds)
+        ]
 
     def step(
         self,
-        actions: Iterable[int],  # (N,) indices
+        actions: Sequence[Any],  # N actions, as each world's `step` takes them
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Frames uint8 (N, 3, 64, 64), rewards float32 (N,), terminated and truncated bool
-        (N,); what is over stays over and pays nothing. Raises ValueError for a wrong number
-        of actions."""
-        actions = list(actions)
+        """Frames uint8 (N, 3, height, width), rewards float32 (N,), terminated and truncated
+        bool (N,); what is over stays over and pays nothing. Raises ValueError for a wrong
+        number of actions."""
         if len(actions) != len(self):
             raise ValueError(
                 f"actions: {len(actions)} for {len(self)} worlds. Hint: give one for each"
             )
-        steps = [_step(world, int(a)) for world, a in zip(self.worlds, actions)]
-        frames, rewards, terminated, truncated = zip(*steps)
-        return (
-            _channels_first(frames),
-            np.array(rewards, np.float32),
-            np.array(terminated, bool),
-            np.array(truncated, bool),
-        )
+        rewards = np.zeros(len(self), np.float32)
+        for i, (world, action) in enumerate(zip(self.worlds, actions)):
+            if not (world.terminated or world.truncated):
+                rewards[i] = world.step(action)[1]
+        terminated = np.array([world.terminated for world in self.worlds], bool)
+        truncated = np.array([world.truncated for world in self.worlds], bool)
+        return self.frames(), rewards, terminated, truncated
 
-
-def _step(world, action):
-    "Frame, reward, terminated, truncated of a world that may be over."
-    if world.terminated or world.truncated:
-        return world.render(), 0.0, world.terminated, world.truncated
-    frame, reward, terminated, truncated, _ = world.step(action)
-    return frame, reward, terminated, truncated
-
-
-def _channels_first(frames):
-    "uint8 (N, 3, 64, 64) of N frames (64, 64, 3)."
-    return np.ascontiguousarray(np.stack(frames).transpose(0, 3, 1, 2))
+    def close(self) -> None:
+        "Close all worlds."
+        for world in self.worlds:
+            world.close()
