@@ -1,12 +1,16 @@
 "The trained run in the package: small, whole, in step with the code, as good as it says"
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
-from dreamer4_nb.files import read_json, verify_checksum
+from dreamer4_nb.data.dataset import Recordings
+from dreamer4_nb.files import read_json, verify_checksum, with_checksum, write_json
 from dreamer4_nb.models.tokenizer import psnr
 from dreamer4_nb.play.player import Player
+from dreamer4_nb.run import pack
 from dreamer4_nb.run.folder import POLICIES, RunFolder
 from dreamer4_nb.run.load import PRETRAINED, load
 from dreamer4_nb.training.checkpoint import read_tensors
@@ -115,7 +119,9 @@ def test_it_acts(player):
         ({"out": "pretrained", "device": "nonsense"}, ["nonsense", "cpu"]),
     ],
 )
-def test_what_load_cannot_use_is_named_in_one_line(arguments, words):
+def test_what_load_cannot_use_is_named_in_one_line(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()  # else `runs/nothing` is a name on the Hub
     with pytest.raises(ValueError) as error:
         load(**arguments)
     message = str(error.value)
@@ -135,3 +141,44 @@ def test_a_wrong_frame_is_named_in_one_line(frame, words):
     with pytest.raises(ValueError) as error:
         load("pretrained").act(frame)
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+@pytest.fixture
+def finished(tmp_path):
+    "The run of the package as a run that is not packed"
+    folder = tmp_path / "run"
+    shutil.copytree(PRETRAINED, folder)
+    state = read_json(folder / "run.json")
+    del state["box"]
+    write_json(folder / "run.json", with_checksum(state))
+    write_json(folder / "results.json", {"tokenizer_psnr": 39.6})
+    return folder
+
+
+def test_packing_that_fails_leaves_nothing(finished, tmp_path, monkeypatch):
+    def fail(run, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pack, "_measure_rounded", fail)
+    with pytest.raises(OSError, match="No space left"):
+        pack.pack_run(finished, tmp_path / "packed")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_run_without_rewards_is_packed(finished, tmp_path):
+    "And with what else was observed"
+    path = finished / "converted" / "dataset.json"
+    dataset = read_json(path)
+    for line in dataset["episodes"]:
+        line["has_rewards"] = False
+        folder = finished / "converted" / "episodes" / line["name"]
+        (folder / "rewards.npy").unlink()
+        np.save(folder / "observation.compass.npy", np.zeros(line["steps"] + 1))
+    write_json(path, with_checksum(dataset))
+    (tmp_path / "packed").mkdir()
+    run = RunFolder(finished, progress=False)
+    about = {"commit": "", "weights": "float16", "measured": {}}
+    pack.write_packed(run, tmp_path / "packed", about, steps=5)
+    packed = Recordings(tmp_path / "packed" / "converted")
+    assert packed.rewards(0) is None
+    assert packed.observations(0)["compass"].shape == (6,)

@@ -233,11 +233,10 @@ def _trained_table(state: dict) -> str:
         "minutes": f"{minutes:.0f}",
         "versions": ", ".join(f"{k} {v}" for k, v in state["versions"].items()),
     }
-    box = state.get("box", {})
-    if box.get("commit"):
-        rows["commit"] = box["commit"]
-    if "weights" in box:
-        rows["weights"] = box["weights"]
+    packed = state.get("box", {})
+    for name in ("commit", "weights"):
+        if packed.get(name):
+            rows[name] = packed[name]
     return "\n".join(f"| {name} | {value} |" for name, value in rows.items())
 
 # %% ../../nbs/run/12_hub.ipynb #6e12a013
