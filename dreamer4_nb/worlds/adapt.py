@@ -655,7 +655,7 @@ class ActionAdapter:
             if shown not in named:
                 hint = f"give all of {', '.join(self.space.names)}"
                 raise _wrong(self.world, "action", f"{shown!r} is missing", hint)
-            value = np.asarray(named[shown])[()]
+            value = np.asarray(named[shown])[()]  # of numpy's types, for texts too
             if name in self._plain_names.choices:
                 value = self._option(name, shown, value)
             plain[name] = value
@@ -676,7 +676,7 @@ class ActionAdapter:
         if not isinstance(value, str) and 0 <= value < len(plain):
             return plain[int(value)]
         hint = f"choose from {', '.join(options)}"
-        raise _wrong(self.world, "action", f"{shown}={value!r} is unknown", hint)
+        raise _wrong(self.world, "action", f"{shown}={value.item()!r} is unknown", hint)
 
     def read(
         self,
