@@ -351,9 +351,11 @@ def _stored_actions(path, data, actions, steps, bins):
             named = _written_names(written, actions)
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise RecordingError(f"{path}: {one_line(error)}") from None
+    camera = data.camera if written is None else written.camera
     for name, values in named.items():
-        if len(values) != steps:
-            problem = f"{len(values)} actions beside {steps} rewards"
+        expected = (steps, 2) if name == camera else (steps,)
+        if values.shape != expected:
+            problem = f"has shape {values.shape}, {steps} rewards need {expected}"
             raise recording_error(path, f"action {name!r}", problem, _COPY_SET)
     return named
 
@@ -523,6 +525,12 @@ def _stored_form(array):
     return array.astype(np.uint8) if array.dtype.kind == "b" else array
 
 
+def _stored_info(array):
+    "Infos as Minari stores them: its tables of Arrow read single numbers from lists only."
+    stored = _stored_form(array)
+    return list(stored) if array.ndim == 1 else stored
+
+
 def _add_episode(storage, episode, action_space, target):
     "Append one episode, or say why it cannot be."
     from minari.data_collector.episode_buffer import EpisodeBuffer
@@ -561,7 +569,7 @@ def _checked_observations(storage, episode, target, index):
         problem = f"pictures are {pictures.shape[1:]}, the first has {image_space.shape}"
         raise recording_error(target, field, problem, "write one image size at a time")
     stored = {name: _stored_form(array) for name, array in beside.items()}
-    infos = {name: _stored_form(array) for name, array in infos.items()}
+    infos = {name: _stored_info(array) for name, array in infos.items()}
     return (dict(image=pictures) | stored if beside else pictures), infos
 
 
