@@ -92,7 +92,7 @@ def _number_tasks(names, tasks, where):
     return np.array([-1 if name is None else tasks.index(name) for name in names], np.int64)
 
 
-def _share(fraction, count):
+def _count_held_out(fraction, count):
     "How many of so many episodes are held out: one at least, but not all."
     return min(max(1, round(fraction * count)), count - 1)
 
@@ -279,7 +279,7 @@ class Recordings:
         if len(self.tasks) > 1:
             of_task = self.task_index[order]
             groups = [order[of_task == number] for number in np.unique(of_task)]
-        chosen = [group[: _share(held_out, len(group))] for group in groups]
+        chosen = [group[: _count_held_out(held_out, len(group))] for group in groups]
         if not sum(map(len, chosen)):  # of each task there is but one episode
             chosen = [order[:1]]
         aside = np.concatenate(chosen)
@@ -344,7 +344,7 @@ class MemoryRecordings:
         "Whether the world ended after the last step (not merely the time)."
         return bool(self._terminated[i])
 
-# %% ../../nbs/data/05_dataset.ipynb #9c40947f
+# %% ../../nbs/data/05_dataset.ipynb #08ab6f6d
 def task_numbers(
     recordings: EpisodeSource,  # that may have `tasks` and `task_index`
 ) -> np.ndarray | None:  # (E,) int64, -1: no task; None: nobody has named a task

@@ -264,8 +264,8 @@ class SequenceIndex:
         rarity = np.ones(len(ids))
         task = self.task[self.locate(ids)[0]]
         for number, windows in self.relevant_of.items():
-            share = len(windows) / self.total
-            rarity[task == number] = share * len(self.relevant_of)
+            fraction = len(windows) / self.total
+            rarity[task == number] = fraction * len(self.relevant_of)
         return rarity
 
 # %% ../../nbs/data/07_windows.ipynb #a5a64b8e
