@@ -24,7 +24,7 @@ from dreamer4_nb.training.callbacks import (
     Compile,
     EarlyStopping,
     StopTraining,
-    TensorBoard,
+    Tracker,
     read_training_log,
 )
 from dreamer4_nb.training.checkpoint import (
@@ -548,7 +548,7 @@ def test_tensorboard_has_the_rows_of_the_log(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    learner(tmp_path, 20, callbacks=[TensorBoard()]).fit()
+    learner(tmp_path, 20, callbacks=[Tracker("tensorboard")]).fit()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     rows = read_training_log(tmp_path)
     scalars = events.Scalars("loss")
@@ -558,8 +558,8 @@ def test_tensorboard_has_the_rows_of_the_log(tmp_path):
 
 def test_tensorboard_needs_a_folder():
     pytest.importorskip("tensorboard")
-    with pytest.raises(ValueError, match="TensorBoard: no folder"):
-        learner(None, 5, callbacks=[TensorBoard()]).fit()
+    with pytest.raises(ValueError, match="tracker = 'tensorboard': no folder"):
+        learner(None, 5, callbacks=[Tracker("tensorboard")]).fit()
 
 
 def test_training_continues_without_a_compiler(tmp_path):

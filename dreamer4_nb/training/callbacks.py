@@ -479,67 +479,87 @@ class Tracker(Callback):
 
     def __init__(
         self,
-        name: str,  # in `TRACKERS`
+        name: str,  # in `TRACKERS`, or 'none', which writes nothing
         config: dict[str, Any] | None = None,  # stored beside the curves, see `flat_config`
         run_name: str | None = None,  # what the tracker calls this training; None: its folder
         project: str = "dreamer4_nb",  # with which the tracker groups its runs
     ):
         self.name = name
-        self.config = config
+        self.config = flat_config(config or {})
         self.run_name = run_name
         self.project = project
         self.tracker: GeneralTracker | None = None  # Accelerate's, in the main process
         self.last: dict | None = None
 
-    def before_fit(
+    def open(
         self,
-        learner: Any,  # the `Learner` that trains, with a folder `out`
+        folder: Path | None,  # of the training
+        step: int = 0,  # that it continues from; 0: it begins
     ) -> None:
-        "Continue the curves of this folder, or begin new ones."
+        "Continue the curves of a training, or begin new ones."
         check_tracker(self.name)
-        if learner.out is None:
+        if self.name == "none":
+            return
+        if folder is None:
             raise ValueError(
                 f"tracker = {self.name!r}: no folder. Hint: give the learner `out`"
             )
         if is_main():
-            run_id, is_new = self._run_id(learner)
+            run_id, is_new = self._run_id(folder, step)
             try:
-                self.tracker = self._open(learner, run_id, is_new)
+                self.tracker = self._started(folder, step, run_id, is_new)
             except Exception as error:  # each package raises its own kinds
                 raise RuntimeError(
                     f"tracker = {self.name!r}: did not start ({one_line(error)}). Hint: "
                     "WANDB_MODE=offline needs no account, tracker = 'none' no tracker"
                 ) from None
 
-    def _run_id(self, learner: Any) -> tuple[str, bool]:
+    def _run_id(self, folder: Path, step: int) -> tuple[str, bool]:
         "The tracker's id of this training, and whether it is a new one."
-        path = learner.out / "tracker.json"
+        path = folder / "tracker.json"
         known = read_json(path) if path.exists() else {}
-        if learner.step > 0 and known.get("tracker") == self.name:
+        if step > 0 and known.get("tracker") == self.name:
             return known["id"], False
         run_id = secrets.token_hex(4)
         write_json(path, {"tracker": self.name, "project": self.project, "id": run_id})
         return run_id, True
 
-    def _open(self, learner: Any, run_id: str, is_new: bool) -> GeneralTracker:
-        "Accelerate's tracker, started, with the configuration."
+    def _started(self, folder: Path, step: int, run_id: str, is_new: bool) -> GeneralTracker:
+        "Accelerate's tracker, with the configuration."
         kind = LOGGER_TYPE_TO_CLASS[self.name]
-        run_name = self.run_name or learner.out.name
-        config = flat_config(self.config or {})
+        run_name = self.run_name or folder.name
         settings: dict[str, Any]
         if self.name == "tensorboard":
-            settings = {"logging_dir": learner.out, "purge_step": learner.step + 1}
+            settings = {"logging_dir": folder, "purge_step": step + 1}
             tracker = kind("tensorboard", **settings)
         elif self.name == "wandb":
-            settings = {"id": run_id, "name": run_name, "dir": str(learner.out)}
+            settings = {"id": run_id, "name": run_name, "dir": str(folder)}
             tracker = kind(self.project, resume="allow", **settings)
         else:  # Trackio knows a run by its name, and its configuration from the start
-            settings = {"name": f"{run_name}-{run_id}", "config": config}
+            settings = {"name": f"{run_name}-{run_id}", "config": self.config}
             tracker = kind(self.project, resume="allow", **settings)
         tracker.start()
-        if self.name == "wandb" or (is_new and config and self.name == "tensorboard"):
-            tracker.store_init_configuration(config)
+        is_stored = self.name == "trackio" or (self.name == "tensorboard" and not is_new)
+        if self.config and not is_stored:
+            tracker.store_init_configuration(self.config)
         return tracker
+
+    def log(
+        self,
+        values: dict[str, Any],  # by name; what is no number is left out
+        step: int,  # that they belong to
+    ) -> None:
+        "Write some numbers of a step."
+        if self.tracker is not None:
+            numbers = {k: x for k, x in values.items() if isinstance(x, (int, float))}
+            self.tracker.log(numbers, step=step)
+
+    def before_fit(
+        self,
+        learner: Any,  # the `Learner` that trains, with a folder `out`
+    ) -> None:
+        "Continue the curves of this folder, or begin new ones."
+        self.open(learner.out, learner.step)
 
     def after_step(
         self,
@@ -547,10 +567,9 @@ class Tracker(Callback):
     ) -> None:
         "Write the row of the log, if there is a new one."
         row = getattr(learner, "logged", None)
-        if row is None or row is self.last or self.tracker is None:
+        if row is None or row is self.last:
             return
-        values = {name: value for name, value in row.items() if name != "step"}
-        self.tracker.log(values, step=row["step"])
+        self.log({k: x for k, x in row.items() if k != "step"}, row["step"])
         self.last = row
 
     def close(self) -> None:
