@@ -16,7 +16,7 @@ def lines(key: str) -> list[str]:
     return [line.strip() for line in settings[key].splitlines() if line.strip()]
 
 
-names = ("demo", "notebooks", "dev", "book", "minerl")
+names = ("demo", "notebooks", "dev", "book", "minerl", "minari", "lerobot")
 extras = {name: lines(f"{name}_requirements") for name in names}
 extras["all"] = sorted({line for group in extras.values() for line in group})
 readme = here / "README.md"

@@ -217,9 +217,10 @@ class RecordCommand:
 class ConvertCommand:
     "Decode recordings once into memory maps; broken ones are set aside with the reason."
 
-    source: Positional[Path]  # folder of MineRL recordings, or of videos
+    # folder on this machine: MineRL's recordings, videos, a data set of Minari or LeRobot
+    source: Positional[Path]
     target: Positional[Path]  # folder for the converted data
-    # pixels per side; MineRL recordings of another size are set aside, videos are shrunk
+    # pixels per side; MineRL recordings of another size are set aside, all others are shrunk
     image_size: int = 64
     workers: int = 1  # processes
     # of videos with logs (VPT): what pays 1, such as mine_log or craft_planks,
@@ -227,19 +228,28 @@ class ConvertCommand:
     event: Annotated[str | None, tyro.conf.arg(help_behavior_hint="(default: no rewards)")] = (
         None
     )
+    # camera of a data set that has several
+    picture: Annotated[
+        str | None, tyro.conf.arg(help_behavior_hint="(default: the only one)")
+    ] = None
+    bins: int = 7  # classes per number, where actions are numbers
 
     def execute(self) -> None:
-        "Convert the recordings and print which are set aside"
+        "Convert the recordings and print what they are and which are set aside"
         _check_at_least(1, image_size=self.image_size, workers=self.workers)
+        _check_at_least(2, bins=self.bins)
         _check_event(self.event)
-        from dreamer4_nb.data.convert import convert
+        from dreamer4_nb.data.convert import convert, describe_source
 
+        print(describe_source(self.source, self.picture, self.bins))
         rows = convert(
             self.source,
             self.target,
             image_size=self.image_size,
             workers=self.workers,
             event=self.event,
+            picture=self.picture,
+            bins=self.bins,
         )
         set_aside = [row for row in rows if row["status"] == "set aside"]
         for row in set_aside:

@@ -363,9 +363,9 @@ def _choose_camera(root, info, picture):
             raise recording_error(path, "features", f"no camera {picture!r}", hint)
         return short.get(picture, picture)
     if len(cameras) > 1:
-        raise recording_error(
-            path, "features", f"have several cameras: {listed}", "name one with picture"
-        )
+        problem = f"have several cameras: {listed}"
+        hint = f"name one of them: --picture {next(iter(short))}"
+        raise recording_error(path, "features", problem, hint)
     return cameras[0]
 
 # %% ../../nbs/data/10_lerobot.ipynb #2ed77f2b

@@ -212,7 +212,8 @@ def _choose_picture(path, space, picture):
         raise recording_error(path, "observation_space", problem, hint)
     if len(places) > 1:
         problem = f"has several pictures: {', '.join(places)}"
-        raise recording_error(path, "observation_space", problem, "name one with picture")
+        hint = f"name one of them: --picture {next(iter(places))}"
+        raise recording_error(path, "observation_space", problem, hint)
     return next(iter(places.values()))
 
 # %% ../../nbs/data/09_minari.ipynb #72fbb637
