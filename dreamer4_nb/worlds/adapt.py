@@ -73,13 +73,13 @@ def find_attribute(
     module, _, attribute = text.rpartition(":")
     if not module or not attribute:
         raise _wrong(text, kind, "is not named in full", f"write module:{attribute or 'name'}")
-    found = getattr(import_named(module, text), attribute, None)
-    if found is None:
+    value = getattr(import_named(module, text), attribute, None)
+    if value is None:
         known = [name for name in dir(importlib.import_module(module)) if name[0] != "_"]
         near = difflib.get_close_matches(attribute, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"look into {module}"
         raise _wrong(text, kind, f"{attribute!r} is not in {module}", hint)
-    return found
+    return value
 
 # %% ../../nbs/worlds/12_adapt.ipynb #4f988141
 def _is_registered(env_id: str) -> bool:
@@ -305,16 +305,17 @@ class ObservationAdapter:
 
     def _choose(self, named, picture):
         "The name of the picture; None if it has to be rendered"
-        found = [name for name, (_, space) in named.items() if _looks_like_picture(space)]
+        pictures = [name for name, (_, space) in named.items() if _looks_like_picture(space)]
         if picture is not None and picture not in named:
             hint = f"choose from {', '.join(named)}"
             raise _wrong(self.world, "picture", f"{picture!r} is not observed", hint)
         if picture is not None:
             return picture
-        if len(found) > 1:
-            hint = f"name one: picture={found[0]!r}"
-            raise _wrong(self.world, "observation", f"has pictures {', '.join(found)}", hint)
-        return found[0] if found else None
+        if len(pictures) > 1:
+            hint = f"name one: picture={pictures[0]!r}"
+            problem = f"has pictures {', '.join(pictures)}"
+            raise _wrong(self.world, "observation", problem, hint)
+        return pictures[0] if pictures else None
 
     def frame(
         self,
@@ -351,7 +352,7 @@ class ObservationAdapter:
         observation: Any,  # of the environment
     ) -> dict[str, Any]:  # name -> number, text or vector
         "What is observed beside the picture; an error for what is not finite."
-        found = {}
+        others = {}
         for name, path in self.small.items():
             value = value_at(observation, path)
             array = np.asarray(value)
@@ -361,8 +362,8 @@ class ObservationAdapter:
             if array.dtype.kind not in "biufSU":
                 problem = f"{name!r} is {value!r}, no number or text"
                 raise _wrong(self.world, "observation", problem, "correct the environment")
-            found[name] = array.ravel().copy() if array.ndim else array.item()
-        return found
+            others[name] = array.ravel().copy() if array.ndim else array.item()
+        return others
 
 
 def _flat_name(path: Path, alone: str) -> str:
@@ -516,11 +517,11 @@ def known_names(
         count = int(space.n)
     else:
         count = int(np.prod(space.shape or ()))
-    found = [_vizdoom_names(env, space)]
+    candidates = [_vizdoom_names(env, space)]
     if space == env.action_space:
         sources = ("get_action_meanings", "action_names", "actions")
-        found += [_own_names(env, source) for source in sources]
-    for names in found:
+        candidates += [_own_names(env, source) for source in sources]
+    for names in candidates:
         if len(names) == count and len(set(names)) == count:
             return names
     return None
@@ -659,10 +660,12 @@ class ActionAdapter:
             if name in self._plain_names.choices:
                 value = self._option(name, shown, value)
             plain[name] = value
-        made = env_action(self.plain, plain)
+        restored = env_action(self.plain, plain)
         if () in self.parts:
-            return self.parts[()].restore(made)
-        values = {path: part.restore(made[_key(path)]) for path, part in self.parts.items()}
+            return self.parts[()].restore(restored)
+        values = {
+            path: part.restore(restored[_key(path)]) for path, part in self.parts.items()
+        }
         return nest_values(self.env.action_space, values)
 
     def _option(self, name, shown, value):
@@ -781,11 +784,11 @@ class AdaptedWorld(World):
         image_size: int | Sequence[int] = 64,  # pixels of frames, or (height, width)
         picture: str | None = None,  # which observation is the picture; None: the only one
         picture_max: float | None = None,  # what is white in pictures that are not uint8
-        camera: str | None = None,  # see `BoxOptions`, as for the next four
-        camera_degrees: float | None = None,
-        camera_order: str = "pitch yaw",
-        bins: int = DEFAULT_BINS,
-        box_range: float | None = None,
+        camera: str | None = None,  # name of the part that turns the view; None: by its name
+        camera_degrees: float | None = None,  # that a unit turns; None: 10 at the bound, or 1
+        camera_order: str = "pitch yaw",  # of its numbers, or 'yaw pitch'
+        bins: int = DEFAULT_BINS,  # for each real number of an action
+        box_range: float | None = None,  # of real numbers without bounds
         action_repeat: int = 1,  # steps of the environment for one of the agent
         num_steps: int | None = None,  # agent steps until time is up; None: the world's own
         wrappers: str | Sequence[Any] = (),  # around the environment: 'module:Class,...'
@@ -802,8 +805,8 @@ class AdaptedWorld(World):
         size = _frame_size(self.name, image_size)
         self._open(env, wrappers, size, picture, picture_max)
         self._set_limit(num_steps)
-        box = BoxOptions(camera, camera_degrees, camera_order, bins, box_range)
-        self._actions = ActionAdapter(self._env, self.name, box)
+        numbers = BoxOptions(camera, camera_degrees, camera_order, bins, box_range)
+        self._actions = ActionAdapter(self._env, self.name, numbers)
         self.space = self._actions.space
         self.action_space = self._env.action_space
         self.observation_space = spaces.Box(0, 255, (*size, 3), np.uint8)
@@ -1043,12 +1046,12 @@ def player_from(
     text: str,  # 'module:function' or 'module:Class'
 ) -> Callable[..., Any]:  # makes a player of noise=, seed=, name=
     "What makes players of the kind that a user named."
-    found = find_attribute(text, "player")
-    if inspect.isclass(found):
-        if not callable(getattr(found, "act", None)):
+    player = find_attribute(text, "player")
+    if inspect.isclass(player):
+        if not callable(getattr(player, "act", None)):
             raise _wrong(text, "player", "has no method act", "give it act(world) -> action")
-        return found
-    if not callable(found):
+        return player
+    if not callable(player):
         hint = "name a function of the world, or a class with act(world)"
-        raise _wrong(text, "player", f"is {type(found).__name__}", hint)
-    return partial(FunctionPlayer, found)
+        raise _wrong(text, "player", f"is {type(player).__name__}", hint)
+    return partial(FunctionPlayer, player)
