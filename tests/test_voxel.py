@@ -707,6 +707,17 @@ def test_recipes_take_what_they_need():
     assert world.is_done()
 
 
+def test_haste():
+    "Everything breaks faster; a recording says so."
+    world = VoxelObtainPickaxe(haste=4)
+    world.reset(seed=0)
+    assert [world.break_ticks(kind) for kind in (LOG, voxel.DIRT, AIR)] == [15, 4, 0]
+    assert world.metadata_of_episode() == {"action_repeat": 1, "haste": 4.0}
+    for wrong in (0, -1, np.nan):
+        with pytest.raises(ValueError, match="haste.*Hint"):
+            VoxelObtainPickaxe(haste=wrong)
+
+
 def test_stone_gives_nothing_to_the_hand():
     world = VoxelObtainPickaxe()
     world.reset(seed=0)

@@ -80,6 +80,7 @@ DROPS = {
 def tool_ticks(
     kind: int,  # of block
     tool: str,  # as MineRL calls it; what is no tool is as good as a hand
+    haste: float = 1.0,  # how much faster than in the game
 ) -> int:  # 0: it cannot be broken
     "Ticks of attack that a block takes with a tool."
     if kind not in HARDNESS:
@@ -88,7 +89,8 @@ def tool_ticks(
     is_fast = kind in FAST_FOR.get(name, ())
     speed = MATERIAL_SPEEDS[material] if is_fast else 1
     needs_tool = kind in FAST_FOR["pickaxe"] and not is_fast
-    return int(np.ceil(HARDNESS[kind] * (100 if needs_tool else 30) / speed - 1e-9))
+    ticks = HARDNESS[kind] * (100 if needs_tool else 30) / (speed * haste)
+    return int(np.ceil(ticks - 1e-9))
 
 # %% ../../nbs/worlds/10_voxel_tasks.ipynb #ddfa21a1
 ITEMS = (
@@ -383,8 +385,12 @@ class VoxelObtainPickaxe(VoxelInventory):
         num_steps: int | None = None,
         seed: int | None = None,  # of the first reset
         render_mode: str | None = "rgb_array",  # or None
+        haste: float = 1.0,  # how much faster than in the game blocks break
     ):
         super().__init__(action_repeat, num_steps, seed, render_mode)
+        if not 0 < haste < np.inf:
+            raise ValueError(f"haste: {haste}. Hint: 1 is the game's speed, 4 four times that")
+        self.haste = float(haste)
         # which rewards have been paid, and the number in `IN_HAND`
         self.progress: np.ndarray = np.zeros(len(PICKAXE_REWARDS) + 1, np.int64)
         self.gained: np.ndarray = np.zeros(len(ITEMS), np.int64)  # ever had, by item
@@ -439,6 +445,10 @@ class VoxelObtainPickaxe(VoxelInventory):
         hand = {"damage": np.array(damage), "maxDamage": np.array(most), "type": kind}
         return super().observe() | {"equipped_items": {"mainhand": hand}}
 
+    def metadata_of_episode(self) -> dict[str, Any]:
+        "What a recording says about the world, beside its seed."
+        return super().metadata_of_episode() | {"haste": self.haste}
+
     def hand_damage(self) -> tuple[int, int]:
         "Damage of what is in hand, and the most that it bears: -1 for no tool, or never any."
         most = {"wooden": 59, "stone": 131}.get(self.tool.partition("_")[0], -1)
@@ -456,7 +466,7 @@ class VoxelObtainPickaxe(VoxelInventory):
         kind: int,  # of block
     ) -> int:  # 0: it cannot be broken
         "Ticks of attack that a block takes with what is in hand."
-        return tool_ticks(kind, self.tool)
+        return tool_ticks(kind, self.tool, self.haste)
 
     def collect(
         self,
@@ -756,6 +766,15 @@ class Navigator(Walker):
 
 class PickaxeMaker(LogCollector):
     "Makes a stone pickaxe out of nothing."
+
+    def __init__(
+        self,
+        noise: float = 0.0,  # fraction of steps with random keys and turns
+        seed: int = 0,  # of the player's own random numbers
+        name: str | None = None,  # in the recording; None: that of the class
+        patience: int = 100,  # steps for one log, before it is given up for a while
+    ):
+        super().__init__(noise, seed, name, patience)
 
     def intend(
         self,
