@@ -178,9 +178,9 @@ def test_every_version_is_read(tmp_path, make):
 def test_every_version_is_converted(tmp_path, make):
     root = make(tmp_path / "user/arm")
     for source in (root, root.parent, tmp_path):
-        found = look_at(source)
-        assert (found.kind, found.env_id) == ("LeRobot", "arm")
-        assert len(found.recordings) == len(LENGTHS)
+        content = look_at(source)
+        assert (content.kind, content.env_id) == ("LeRobot", "arm")
+        assert len(content.recordings) == len(LENGTHS)
     rows = convert(root, tmp_path / "data", image_size=8, bins=5, progress=False)
     assert [row["status"] for row in rows] == ["converted"] * 3
     data = Recordings(tmp_path / "data")

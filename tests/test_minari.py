@@ -252,9 +252,12 @@ def test_forms_of_pictures(tmp_path, shape):
 def test_recognised_below_namespaces(tmp_path):
     root = make_set(tmp_path / "sets/D4RL/door/human-v2", [played(), played()])
     for source in (root, root / "data", root.parent, tmp_path / "sets"):
-        found = look_at(source)
-        assert (found.kind, found.env_id) == ("Minari", "tests/game-v0")
-        assert [path.name for path in found.recordings] == ["episode_000000", "episode_000001"]
+        content = look_at(source)
+        assert (content.kind, content.env_id) == ("Minari", "tests/game-v0")
+        assert [path.name for path in content.recordings] == [
+            "episode_000000",
+            "episode_000001",
+        ]
     assert "2 recordings of tests/game-v0, kind Minari" in describe_source(root)
     make_set(tmp_path / "sets/other-v0", [played()])
     assert "several environments (human-v2, other-v0)" in refused(look_at, tmp_path / "sets")

@@ -142,13 +142,13 @@ def _look_at_data_set(root, picture):
 
 def _data_sets_below(folder, depth=3):
     "The data sets of Minari or LeRobot in folders of folders, as namespaces are."
-    found = []
+    data_sets = []
     for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
         if is_minari(inner) or is_lerobot(inner):
-            found.append(inner)
+            data_sets.append(inner)
         elif depth > 1:
-            found += _data_sets_below(inner, depth - 1)
-    return found
+            data_sets += _data_sets_below(inner, depth - 1)
+    return data_sets
 
 
 def _look_at_videos(source):
@@ -173,8 +173,8 @@ def find_recordings(
     picture: str | None = None,  # which, in a data set with several; None: the only one
 ) -> tuple[str, list[Path]]:  # env_id, and sorted v3_<name> folders, videos or episodes
     "The recordings below a folder."
-    found = look_at(source, picture)
-    return found.env_id, found.recordings
+    content = look_at(source, picture)
+    return content.env_id, content.recordings
 
 
 def _still_zipped(path):
@@ -482,18 +482,18 @@ def convert_part(
     index, count = part
     if not 0 <= index < count:
         raise ValueError(f"part: {part}. Hint: give (i, n) with i from 0 to n - 1")
-    found = look_at(source, picture)
-    recordings = found.recordings[:limit]
+    content = look_at(source, picture)
+    recordings = content.recordings[:limit]
     target = Path(target)
     _part_path(target, index, count).unlink(missing_ok=True)  # of an earlier conversion
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    known_space = action_space or find_action_space(found.env_id, recordings, picture, bins)
+    known_space = action_space or find_action_space(content.env_id, recordings, picture, bins)
     space = known_space.to_dict() if known_space else None
     settings = (target, space, size, event, shaping, picture, bins)
     jobs = [(path, *settings) for path in recordings[index::count]]
     lines = tqdm(
         _convert_each(jobs, workers),
-        f"converting {found.kind}",
+        f"converting {content.kind}",
         len(jobs),
         unit="episode",
         disable=not progress,
@@ -501,8 +501,8 @@ def convert_part(
     head = dict(
         format=DATASET_FORMAT,
         version=DATASET_VERSION,
-        kind=found.kind,
-        env_id=found.env_id,
+        kind=content.kind,
+        env_id=content.env_id,
         action_space=space,
         image_size=list(size),
     )
@@ -549,7 +549,7 @@ def convert(
 ) -> list[dict[str, Any]]:  # per recording: name, status (converted, kept, set aside), ...
     """Decode recordings once into memory-mappable arrays.
 
-    What kind they are is found out by `look_at`; `describe_source` tells it in words. Broken
+    `look_at` says what kind they are; `describe_source` tells it in words. Broken
     recordings, and those of MineRL of another image size, are set aside with their reason; a
     RecordingError if none is left. `event` is explained in the chapter "Videos, with a log or
     without", `shaping` in the chapter "Paying for what one holds".
@@ -570,15 +570,15 @@ def describe_source(
     bins: int = DEFAULT_BINS,  # see `convert`
 ) -> str:  # e.g. 'play: 12 recordings of Gold-v0, kind MineRL'
     "What a folder holds, and what conversion loses of it, in a line."
-    found = look_at(source, picture)
-    count = len(found.recordings)
+    content = look_at(source, picture)
+    count = len(content.recordings)
     noun = "recording" if count == 1 else "recordings"
-    line = f"{source}: {count} {noun} of {found.env_id}, kind {found.kind}"
-    root = found.recordings[0].parent
+    line = f"{source}: {count} {noun} of {content.env_id}, kind {content.kind}"
+    root = content.recordings[0].parent
     loss = None
-    if found.kind == "Minari":
+    if content.kind == "Minari":
         loss = open_minari(root, picture).loss(bins)
-    elif found.kind == "LeRobot":
+    elif content.kind == "LeRobot":
         loss = open_lerobot(root, picture).loss(bins)
     return f"{line}; {loss}" if loss else line
 

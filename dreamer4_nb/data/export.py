@@ -42,12 +42,12 @@ def _episodes_of(source) -> tuple[str, ActionSpace | None, Iterator[Episode]]:
         recordings = Recordings(source)
         episodes = converted_episodes(recordings)
         return recordings.env_id, recordings.action_space, episodes
-    found = look_at(source)
-    if found.kind != "MineRL":
+    content = look_at(source)
+    if content.kind != "MineRL":
         hint = "convert it first (dreamer4 convert) and give the converted folder"
-        raise recording_error(source, "folder", f"is of kind {found.kind}", hint)
-    space = find_action_space(found.env_id, found.recordings)
-    return found.env_id, space, map(read_episode, found.recordings)
+        raise recording_error(source, "folder", f"is of kind {content.kind}", hint)
+    space = find_action_space(content.env_id, content.recordings)
+    return content.env_id, space, map(read_episode, content.recordings)
 
 
 def write_minari(

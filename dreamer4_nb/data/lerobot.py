@@ -192,13 +192,13 @@ def _episode_of_row(root, info, camera, path, row, in_video):
 # %% ../../nbs/data/10_lerobot.ipynb #6b321370
 def _action_range(root, tables):
     "(lowest, highest) of every number of the actions."
-    found = list(_noted_ranges(root))
-    if not found:
+    ranges = list(_noted_ranges(root))
+    if not ranges:
         for table in tables:
             actions = _column(table, _read_table(table, ["action"]), "action")
-            found.append((actions.min(0), actions.max(0)))
-    lows = [np.ravel(low) for low, _ in found]
-    highs = [np.ravel(high) for _, high in found]
+            ranges.append((actions.min(0), actions.max(0)))
+    lows = [np.ravel(low) for low, _ in ranges]
+    highs = [np.ravel(high) for _, high in ranges]
     if len({array.shape for array in (*lows, *highs)}) != 1:
         problem = "of the action has several lengths"
         raise recording_error(root / "meta", "stats", problem, _COPY_SET)
@@ -327,8 +327,8 @@ def _open_once(root, picture, stamps):
 
 
 def _version(info):
-    found = re.fullmatch(r"v?(\d+)(\..*)?", info["codebase_version"])
-    return int(found[1]) if found else 0
+    match = re.fullmatch(r"v?(\d+)(\..*)?", info["codebase_version"])
+    return int(match[1]) if match else 0
 
 
 def _read_info(root):
@@ -527,11 +527,11 @@ def _read_tasks(root):
 def _pictures(data, episode, table, image_size):
     "The frames (H, W, 3) of an episode, as many as its table has rows."
     if episode.video is None:
-        found = _table_pictures(episode, table, data.camera)
+        originals = _table_pictures(episode, table, data.camera)
     else:
-        found = _video_pictures(episode, data.info["fps"])
+        originals = _video_pictures(episode, data.info["fps"])
     pictures = []
-    for picture in found:
+    for picture in originals:
         if image_size is not None:
             picture = resize_area(picture, image_size)
         pictures.append(picture)

@@ -99,8 +99,8 @@ class MinariSet:
     def camera(self) -> str | None:
         "The entry of the actions that turns the view, where it is called 'camera'."
         actions = self.env_actions
-        found = isinstance(actions, spaces.Dict) and actions.spaces.get("camera")
-        return "camera" if isinstance(found, spaces.Box) and found.shape == (2,) else None
+        entry = actions.spaces.get("camera") if isinstance(actions, spaces.Dict) else None
+        return "camera" if isinstance(entry, spaces.Box) and entry.shape == (2,) else None
 
     def written_space(self) -> ActionSpace | None:
         "The names of the actions, if this package has written the data set."
