@@ -29,7 +29,7 @@ from dreamer4_nb.run.stages import (
     train_tokenizer,
     use_recordings,
 )
-from dreamer4_nb.training.callbacks import EMA, Compile, EarlyStopping, TensorBoard
+from dreamer4_nb.training.callbacks import EMA, Compile, EarlyStopping
 
 
 @pytest.fixture
@@ -149,7 +149,6 @@ def test_every_stage_is_a_method():
         ({}, [EMA]),
         ({"ema": 0.0}, []),
         ({"ema": 0.0, "compile": True}, [Compile]),
-        ({"ema": 0.0, "tensorboard": True}, [TensorBoard]),
         ({"ema": 0.0, "patience": 100}, [EarlyStopping]),
     ],
     ids=str,
@@ -289,7 +288,7 @@ def test_each_change_is_named_and_the_first_stage_decides(finished, capsys):
         {"imagination__save_every": 3},
         {"dynamics_training__save_every": 3},
         {"dynamics_training__workers": 2},
-        {"dynamics_training__tensorboard": True},
+        {"tracker": "tensorboard"},
         {"dynamics_training__compile": True},
         {"dynamics_training__checkpoint": True},
     ],

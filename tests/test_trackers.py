@@ -10,7 +10,7 @@ import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 import dreamer4_nb.training.callbacks as callbacks
-from dreamer4_nb.config import Config, named
+from dreamer4_nb.config import Config, config_from_dict, named
 from dreamer4_nb.files import read_json
 from dreamer4_nb.training.callbacks import (
     TRACKERS,
@@ -302,3 +302,43 @@ def test_tensorboard_has_the_configuration_once(tmp_path):
             resume=True
         )
     assert len(list(tmp_path.glob("tensorboard/*/hparams.yml"))) == 1
+
+
+# --- a whole run
+
+
+def test_every_training_of_a_run_is_logged(tmp_path, monkeypatch):
+    "The three of the models, and imagination"
+    from dreamer4_nb.pipeline import run_all
+    from dreamer4_nb.run.run import Run
+
+    FakeTracker.opened = []
+    install(monkeypatch, "wandb")
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "wandb", FakeTracker)
+    config = named("smoke").change({"tracker": "wandb"})
+    run = run_all(Run(tmp_path / "run", config, progress=False), "imagination")
+    names = [tracker.settings["name"] for tracker in FakeTracker.opened]
+    stages = ["tokenizer", "dynamics", "agent", "imagination"]
+    assert names == [f"run/{stage}" for stage in stages]
+    for stage, tracker in zip(stages, FakeTracker.opened, strict=True):
+        assert tracker.config == flat_config(config.to_dict())
+        assert tracker.calls == ["start", "finish"]
+        assert (run.out / stage / "tracker.json").exists()
+    steps = [[step for step, _ in tracker.rows] for tracker in FakeTracker.opened]
+    assert steps == [[4], [4], [4], [1, 2]]
+    assert all(values for tracker in FakeTracker.opened for _, values in tracker.rows)
+
+
+def test_earlier_files_ask_for_tensorboard_in_each_stage():
+    stages = {"tokenizer_training": {"tensorboard": False}, "agent_training": {}}
+    assert config_from_dict(stages).tracker == "none"
+    stages["agent_training"]["tensorboard"] = True
+    assert config_from_dict(stages).tracker == "tensorboard"
+    assert config_from_dict(stages | {"tracker": "none"}).tracker == "none"
+
+
+def test_the_run_does_not_change_with_its_tracker():
+    from dreamer4_nb.run.changes import config_changes
+
+    old = named("smoke")
+    assert config_changes(old, old.change({"tracker": "tensorboard"})) == []

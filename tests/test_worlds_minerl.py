@@ -3,13 +3,18 @@
 import importlib.util
 import sys
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from dreamer4_nb.config import named
 from dreamer4_nb.data.actions import ActionSpace
-from dreamer4_nb.worlds.crafter import make_world
+from dreamer4_nb.pipeline import evaluate, train
+from dreamer4_nb.run.run import RunError
 from dreamer4_nb.worlds.minerl import MineRLWorld, complete_action
+from dreamer4_nb.worlds.record import record
+from dreamer4_nb.worlds.registry import find_task, make_world
 
 TASK = "MineRLObtainDiamond-v0"
 
@@ -114,3 +119,47 @@ def test_close(monkeypatch):
     world = MineRLWorld(TASK)
     world.close()
     assert world._env.closed
+
+
+class ShortGame(StandIn):
+    "Pays for attack, and time is up after ten steps."
+
+    def reset(self):
+        self.steps = 0
+        return super().reset()
+
+    def step(self, action):
+        self.steps += 1
+        observation = dict(pov=np.full((64, 64, 3), 9 * self.steps, np.uint8))
+        info = {"TimeLimit.truncated": True} if self.steps == 10 else {}
+        return observation, float(action["attack"]), self.steps == 10, info
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_whole_evaluation_in_minerls_worlds(monkeypatch, tmp_path):
+    "Recordings with MineRL's actions, a trained run, and MineRL itself to play in."
+    opened = []
+
+    def make(env_id):
+        opened.append(env_id)
+        return ShortGame(env_id)
+
+    install(monkeypatch, make)
+    task = replace(find_task("treechop"), options={"action_repeat": 2, "num_steps": 40}, num_steps=40)
+    record(tmp_path / "recordings", task, episodes=6, progress=False, kind="collector")
+    config = named("smoke").change({"data.task": "MineRLTreechop-v0"})
+    run = train(config, tmp_path / "recordings", tmp_path / "run", progress=False, processes=1)
+    results = evaluate(run, worlds=2, processes=1)
+    assert set(opened) == {"MineRLTreechop-v0"}
+    assert len(results["policies"]["bc"]["returns"]) == 2
+    assert "scripted" not in results["policies"]  # nobody plays Minecraft by script here
+    assert (tmp_path / "run/report.html").exists()
+
+
+def test_a_world_with_other_actions_than_the_recordings(tmp_path):
+    task = replace(find_task("treechop"), options={"action_repeat": 2, "num_steps": 40}, num_steps=40)
+    record(tmp_path / "recordings", task, episodes=6, progress=False, kind="collector")
+    config = named("smoke").change({"data.task": "tools"})
+    run = train(config, tmp_path / "recordings", tmp_path / "run", progress=False, processes=1)
+    with pytest.raises(RunError, match="actions: attack, .* but the world tools has action. Hint"):
+        evaluate(run, worlds=2, processes=1)

@@ -24,6 +24,7 @@ from ..models.tokenizer import Tokenizer, psnr
 from ..policy.actor import Actor
 from ..policy.rollout import imagine
 from ..worlds.crafter import material_scores
+from ..worlds.registry import find_task
 from ..worlds.vector import VectorWorlds
 
 # %% ../../nbs/evaluation/05_world_model.ipynb #be43797f
@@ -276,6 +277,7 @@ def imagined_and_real(
     # and moment at which its episode was still running
     "What a policy expects of its next steps, and what it then receives."
     device = module_device(agent)
+    worlds = min(worlds, find_task(task).most_open or worlds)
     generator = torch.Generator().manual_seed(seed)
     actor = Actor(tokenizer, agent, policy, task=task_index, generator=generator)
     true_worlds = VectorWorlds(task, world_seeds("test", worlds), view)

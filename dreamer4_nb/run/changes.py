@@ -34,7 +34,7 @@ NO_INFLUENCE = {
     "matmul_precision",
     "save_every",
     "workers",
-    "tensorboard",
+    "tracker",
     "compile",
     "checkpoint",
 }

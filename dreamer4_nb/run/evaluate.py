@@ -80,7 +80,7 @@ def check_fits(
     world.reset(seed=0)
     size = world.frame().shape[:2]
     world.close()
-    expected = run.config.tokenizer.size
+    expected = run.config.tokenizer.frame_size
     if size != expected:
         raise RunError(
             f"{run.out}/run.json: config.tokenizer.image_size: {expected}, but the world {task} "

@@ -7,6 +7,7 @@ __all__ = ['context_windows', 'contexts', 'intrinsic_reward', 'ImaginationStage'
 
 # %% ../../nbs/run/04_imagination.ipynb #2f04a003
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ..policy.advantages import Monitor
 from ..policy.intrinsic import IntrinsicReward, fit_intrinsic_reward
 from ..policy.pmpo import ImaginationTrainer
 from .folder import RunFolder
+from .stages import stage_tracker
 from dreamer4_nb.training.checkpoint import (
     SCHEMA_VERSION,
     find_checkpoint,
@@ -156,6 +158,7 @@ class ImaginationStage:
         config = trainer.config
         with (
             Interrupt() as interrupt,
+            closing(stage_tracker(self.run, "imagination")) as tracker,
             tqdm(
                 desc="imagination",
                 total=config.iterations,
@@ -163,8 +166,12 @@ class ImaginationStage:
                 disable=not self.run.progress,
             ) as bar,
         ):
+            if trainer.iteration < config.iterations:
+                tracker.open(self.folder, trainer.iteration)
             while trainer.iteration < config.iterations:
-                bar.set_postfix(_shown(self.step()))
+                metrics = self.step()
+                tracker.log(metrics, trainer.iteration)
+                bar.set_postfix(_shown(metrics))
                 bar.update()
                 stop = _in_any_process(interrupt.pressed, self.run)
                 is_last = trainer.iteration == config.iterations

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEASURED_BATCHES', 'MEASUREMENTS', 'PATCHES_TOGETHER', 'record_world', 'use_recordings', 'name_new_recordings',
-           'convert_recordings', 'stage_windows', 'frames_per_step', 'held_out_loss', 'early_stopping',
+           'convert_recordings', 'stage_windows', 'frames_per_step', 'held_out_loss', 'early_stopping', 'stage_tracker',
            'stage_callbacks', 'train_stage', 'train_tokenizer', 'Part', 'episode_parts', 'grouped', 'frames_together',
            'encode_together', 'encode_episode', 'encode_recordings', 'train_dynamics', 'bc_windows', 'bc_features_of',
            'fit_bc_policies', 'train_agent']
@@ -35,7 +35,7 @@ from dreamer4_nb.training.callbacks import (
     Callback,
     Compile,
     EarlyStopping,
-    TensorBoard,
+    Tracker,
 )
 from ..training.checkpoint import load_model
 from dreamer4_nb.training.distributed import (
@@ -226,6 +226,15 @@ def early_stopping(
     return EarlyStopping(measure, every, patience=-(-patience // every))
 
 
+def stage_tracker(
+    run: RunFolder,  # whose configuration names a tracker, or none
+    name: str,  # of the stage
+) -> Tracker:
+    "What writes a stage's log elsewhere, see `Tracker`"
+    config = run.config
+    return Tracker(config.tracker, config.to_dict(), f"{run.out.name}/{name}")
+
+
 def stage_callbacks(
     stage: StageConfig,  # with the switches of a training
     measure: Callable[[Learner], float] | None = None,  # what must improve, for early stopping
@@ -236,8 +245,6 @@ def stage_callbacks(
         callbacks.append(EMA(stage.ema))
     if stage.compile:
         callbacks.append(Compile())
-    if stage.tensorboard:
-        callbacks.append(TensorBoard())
     if measure is not None:
         callbacks.append(early_stopping(stage.patience, measure))
     return callbacks
@@ -278,7 +285,7 @@ def train_stage(
             schedule=_schedule(stage),
             max_grad_norm=stage.max_grad_norm or None,
             weights=weights,
-            callbacks=stage_callbacks(stage, measure),
+            callbacks=[*stage_callbacks(stage, measure), stage_tracker(run, name)],
             normalizer=RMSNormalizer(floor=floor),
             seed=run.seed,
             device=run.device,

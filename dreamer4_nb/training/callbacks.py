@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRACKERS', 'MOST_VERSIONS', 'StopTraining', 'Callback', 'EMA', 'Checkpoint', 'count_frames', 'pooled_means',
-           'read_training_log', 'LogFile', 'Log', 'plot_log', 'check_tracker', 'flat_config', 'Tracker', 'TensorBoard',
+           'read_training_log', 'LogFile', 'Log', 'plot_log', 'check_tracker', 'flat_config', 'Tracker',
            'EarlyStopping', 'Compile']
 
 # %% ../../nbs/training/03_callbacks.ipynb #0497de13
@@ -577,13 +577,6 @@ class Tracker(Callback):
         if self.tracker is not None:
             self.tracker.finish()
         self.tracker = None
-
-# %% ../../nbs/training/03_callbacks.ipynb #7d0c1a53
-class TensorBoard(Tracker):
-    "Write each row of the log to TensorBoard."
-
-    def __init__(self):
-        super().__init__("tensorboard")
 
 # %% ../../nbs/training/03_callbacks.ipynb #1e85787a
 class EarlyStopping(Callback):

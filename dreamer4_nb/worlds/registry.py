@@ -14,7 +14,7 @@ import numpy as np
 
 from ..config import did_you_mean
 from .crafter import CrafterWorld
-from .minerl import LIMITS, MineRLWorld
+from .minerl import LIMITS, MineRLWorld, minerl_actions
 from dreamer4_nb.worlds.players import (
     TOOL_PLAYERS,
     WATER_PLAYERS,
@@ -84,10 +84,8 @@ def minerl_task(
     env_id: str,  # such as 'MineRLTreechop-v0'
 ) -> Task:
     "The task of one of MineRL's worlds; opening one needs MineRL."
+    minerl_actions(env_id)
     family = env_id.removeprefix("MineRL").rsplit("-v", 1)[0]
-    if family not in LIMITS:
-        names = ", ".join(f"MineRL{name}-v0" for name in LIMITS)
-        raise ValueError(f"task: {env_id!r} is unknown. Hint: choose one of {names}")
     options = {"env_id": env_id}
     # each is a game of its own, with a Java machine
     return Task(env_id, MineRLWorld, LIMITS[family], options, most_open=1)
