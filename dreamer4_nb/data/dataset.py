@@ -204,14 +204,13 @@ class Recordings:
     ) -> str | None:  # None: of no task
         "The name of an episode's task, by its metadata or else by its environment."
         line = self.episodes[i]
-        if "task" in line:
-            return line["task"]
         path = self._path(i, "info.json")
-        metadata = self.info(i).get("metadata", {}) if path.exists() else {}
-        if "task" not in metadata:
+        if "task" in line:
+            task = line["task"]
+        else:  # converted before lists had tasks
+            metadata = self.info(i).get("metadata", {}) if path.exists() else {}
             is_labelled = line["has_actions"] or line["has_rewards"]
-            return line.get("env_id", self.env_id) if is_labelled else None
-        task = metadata["task"]
+            task = metadata.get("task", self.env_id if is_labelled else None)
         if task is not None and (not isinstance(task, str) or not task):
             raise RecordingError(
                 f"{path}: metadata.task: {task!r}. Hint: give a name, or null for no task"
@@ -344,7 +343,7 @@ class MemoryRecordings:
         "Whether the world ended after the last step (not merely the time)."
         return bool(self._terminated[i])
 
-# %% ../../nbs/data/05_dataset.ipynb #08ab6f6d
+# %% ../../nbs/data/05_dataset.ipynb #1ac32dae
 def task_numbers(
     recordings: EpisodeSource,  # that may have `tasks` and `task_index`
 ) -> np.ndarray | None:  # (E,) int64, -1: no task; None: nobody has named a task

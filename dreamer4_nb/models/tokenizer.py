@@ -165,8 +165,9 @@ class Tokenizer(nn.Module):
         cache: TimeCache | None = None,  # continue from earlier latents
         commit: bool = True,  # False: look at this step without keeping it as past
     ) -> torch.Tensor:  # frames (B, T, C, H, W), about [0, 1] (not clipped)
-        "Read frames back from latents."
+        "Read frames back from latents; what stands behind them is not the picture's."
         B, T = latents.shape[:2]
+        latents = latents[:, :, : self.config.num_latents]
         registers = self.dec_registers.expand(B, T, -1, -1)
         z = torch.cat([registers, self.from_latents(latents) + self.latent_pos], 2)
         queries = (self.decoder_queries + self.patch_pos).expand(B, T, -1, -1)

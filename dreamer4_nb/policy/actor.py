@@ -6,9 +6,13 @@
 __all__ = ['Actor']
 
 # %% ../../nbs/policy/06_actor.ipynb #38c40789
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import torch
 
+from ..data.observations import ObservationTokens
 from ..models.agent import Agent
 from ..models.dynamics import Dream
 from ..models.heads import MLPHead
@@ -29,6 +33,7 @@ class Actor:
         task: int | str = 0,  # what it is asked to do: number or name of a task
         generator: torch.Generator | None = None,  # of actions and noise, on their device
         mixed_precision: str = "no",  # of the transformers, see `autocast`
+        observation_tokens: ObservationTokens | None = None,  # beside the frames; None: none
     ):
         self.tokenizer = tokenizer
         self.agent = agent
@@ -37,6 +42,7 @@ class Actor:
         self.task = agent.task_number(task)
         self.generator = generator
         self.mixed_precision = mixed_precision
+        self.observation_tokens = observation_tokens
         self.reset()
 
     def reset(self) -> None:
@@ -55,7 +61,26 @@ class Actor:
             num_worlds, components, dtype=torch.long, device=device
         )
 
-    def _features(self, frames):
+    def _observed(self, observations, num_worlds, device):
+        "Tokens (N, 1, num_tokens, latent_dim) of what is observed beside the frames."
+        tokens = self.observation_tokens
+        observations = list(observations or [{}] * num_worlds)
+        if len(observations) != num_worlds:
+            raise ValueError(
+                f"observations: of {len(observations)} worlds, frames: of {num_worlds}. "
+                "Hint: give one dictionary for each frame"
+            )
+        names = {observation.name for observation in tokens.observations}
+        missing = sorted(names.difference(*observations[:1]))
+        if missing:
+            raise ValueError(
+                f"observations: {', '.join(missing)} missing, which the agent reads. "
+                "Hint: give what `World.observations` returns"
+            )
+        packed = tokens.pack_worlds(observations)
+        return torch.from_numpy(packed).to(device)[:, None]
+
+    def _features(self, frames, observations):
         "Features (N, feature_width) of the worlds' newest frames."
         device = self.agent.dynamics.pos.device
         frames = torch.as_tensor(frames).to(device)[:, None]
@@ -66,6 +91,9 @@ class Actor:
         assert self.dream is not None and self.last_actions is not None
         with autocast(device, self.mixed_precision):
             latents = self.tokenizer.encode(frames, cache=self.encoder_cache)
+            if self.observation_tokens is not None:
+                beside = self._observed(observations, len(frames), device)
+                latents = torch.cat([latents, beside.to(latents.dtype)], 2)
             features = self.dream.observe(latents, self.last_actions[:, None], known)
         return features[:, 0].float()
 
@@ -73,9 +101,11 @@ class Actor:
     def act(
         self,
         frames: torch.Tensor | np.ndarray,  # uint8 (N, C, H, W), the worlds' newest frames
+        # of each world by flat name, see `World.observations`; None: the frames are all
+        observations: Sequence[Mapping[str, Any]] | None = None,
     ) -> torch.Tensor:  # (N, components) long
         "Choose the next actions."
-        features = self._features(frames)
+        features = self._features(frames, observations)
         if self.temperature:
             policy = self.agent.action_distribution(features, self.temperature, self.policy)
             actions = policy.sample(self.generator)
