@@ -23,6 +23,7 @@ from dreamer4_nb.worlds.adapt import (
     complete_options,
     open_environment,
     player_from,
+    red_column,
 )
 from dreamer4_nb.worlds.record import record
 from dreamer4_nb.worlds.registry import Task
@@ -618,6 +619,36 @@ def test_vizdoom_with_buttons_by_number():
     assert frames.any() and frames.shape[1:] == (64, 64, 3)
     assert list(world.observations()) == ["gamevariables"]
     world.close()
+
+
+def test_the_same_seed_is_the_same_game_of_vizdoom():
+    pytest.importorskip("vizdoom")
+    first, second = (AdaptedWorld("vizdoom:VizdoomBasic-v1", frame_skip=4) for _ in range(2))
+    episode_of(second, steps=2, seed=9)  # what came before has no influence
+    np.testing.assert_array_equal(episode_of(first, seed=2), episode_of(second, seed=2))
+    first.close()
+    second.close()
+
+
+def test_the_hunter_of_vizdoom_shoots_the_monster():
+    pytest.importorskip("vizdoom")
+    world = AdaptedWorld("vizdoom:VizdoomBasic-v1", frame_skip=4)
+    world.reset(seed=1)
+    player = player_from("dreamer4_nb.worlds.adapt:doom_hunter")(noise=0.0, seed=0)
+    rewards = []
+    while not (world.terminated or world.truncated):
+        rewards.append(world.step(player.act(world))[1])
+    assert world.terminated and not world.truncated
+    assert rewards[-1] > 90
+    assert not world.frame().any()  # the screen is off once the game is over
+    world.close()
+
+
+def test_where_the_red_things_are():
+    picture = np.zeros((64, 64, 3), np.uint8)
+    assert red_column(picture) is None
+    picture[30:34, 47:50, 0] = 200
+    assert 0.4 < red_column(picture) < 0.6
 
 
 def test_vizdoom_with_keys_and_a_mouse():

@@ -7,7 +7,7 @@ __all__ = ['SUBMODULES', 'Path', 'SMALLEST_PICTURE', 'LARGEST_VECTOR', 'UNBOUNDE
            'VIZDOOM_TURNS', 'INTEGERS', 'DEFAULT_STEPS', 'import_named', 'find_attribute', 'open_environment',
            'EarlierEnv', 'space_parts', 'value_at', 'nest_values', 'picture_layout', 'to_frame', 'ObservationAdapter',
            'BoxOptions', 'PlainPart', 'TurnPart', 'known_names', 'ActionAdapter', 'AdaptedWorld', 'complete_options',
-           'RandomPlayer', 'FunctionPlayer', 'player_from']
+           'RandomPlayer', 'FunctionPlayer', 'player_from', 'red_column', 'doom_hunter']
 
 # %% ../../nbs/worlds/12_adapt.ipynb #c180cd6a
 import difflib
@@ -1055,3 +1055,28 @@ def player_from(
         hint = "name a function of the world, or a class with act(world)"
         raise _wrong(text, "player", f"is {type(player).__name__}", hint)
     return partial(FunctionPlayer, player)
+
+# %% ../../nbs/worlds/12_adapt.ipynb #0a601c08
+def red_column(
+    frame: np.ndarray,  # uint8 (height, width, 3)
+) -> float | None:  # from -1 (left) to 1 (right); None: nothing is red
+    "Where the red things stand in the middle rows of a picture."
+    height, width = frame.shape[:2]
+    rows = frame[height * 3 // 8 : height * 5 // 8].astype(int)
+    red = rows[..., 0] - rows[..., 1:].max(-1)
+    weight = np.where(red > 40, red, 0).sum(0)
+    if not weight.any():
+        return None
+    return float(weight @ np.linspace(-1, 1, width) / weight.sum())
+
+
+def doom_hunter(
+    world: World,  # ViZDoom's Basic, adapted
+) -> Any:  # an action for `step`
+    "Step towards the monster, and shoot when it is straight ahead."
+    column = red_column(world.frame())
+    if column is None:
+        return world.action_of({"action": "noop"})
+    if abs(column) <= 0.06:
+        return world.action_of({"action": "attack"})
+    return world.action_of({"action": "move_left" if column < 0 else "move_right"})
