@@ -324,7 +324,7 @@ def test_repeated_actions_pay_together_and_stop_at_an_end():
     world = started(fake, action_repeat=3)
     assert world.step(1)[1:4] == (3.0, False, False)
     assert world.step(2)[1:4] == (2.0, True, False)
-    assert fake.taken == [1, 1, 1, 2, 2]
+    assert fake.taken == world.env.unwrapped.taken == [1, 1, 1, 2, 2]
     assert world.elapsed == 2
     assert world.achievements == {"steps": 5}
 

@@ -937,6 +937,11 @@ class AdaptedWorld(World):
         return dict(self._others)
 
     @property
+    def env(self) -> gymnasium.Env:
+        "The environment inside, wrappers and all, whose state a player may look at."
+        return self._env
+
+    @property
     def achievements(self) -> dict[str, int]:  # name -> how often in this episode
         "What the environment's `info` says of achievements, if anything."
         counts = self._info.get("achievements")
