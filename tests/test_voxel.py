@@ -139,6 +139,19 @@ def test_vectorised_by_gymnasium(cls):
         assert truncated.all() == (n == 2)
 
 
+@pytest.mark.parametrize("name", ["VoxelTreechop", "VoxelNavigate", "VoxelObtainPickaxe"])
+def test_made_by_name(name):
+    import dreamer4_nb.worlds.registration  # noqa: F401
+
+    worlds = gymnasium.make_vec(
+        f"dreamer4_nb/{name}-v0", num_envs=2, vectorization_mode="sync", action_repeat=2
+    )
+    observation, _ = worlds.reset(seed=0)
+    assert observation["pov"].shape == (2, 64, 64, 3)
+    assert worlds.envs[0].unwrapped.env_id == f"{name}-v0"
+    assert worlds.envs[0].unwrapped.action_repeat == 2
+
+
 def test_in_processes():
     "Each in a process of its own, the same pictures."
     pictures = []

@@ -804,6 +804,7 @@ class VoxelWorld(VoxelState, World):
             raise ValueError(f"num_steps: {num_steps}. Hint: an episode has at least 1 step")
         self.num_steps = num_steps
         self.render_mode = render_mode
+        self.metadata = self.metadata | {"render_fps": 20 / action_repeat}
         self._next_seed = seed
         self.space = ActionSpace.minerl(self.minerl_id)
         self.action_space = gymnasium_space(self.space)
