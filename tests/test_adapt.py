@@ -16,17 +16,15 @@ from dreamer4_nb.data.actions import ActionCodec, ActionSpace
 from dreamer4_nb.data.recordings import read_episode
 from dreamer4_nb.data.spaces import action_space_of
 from dreamer4_nb.worlds.adapt import (
-    DEFAULT_STEPS,
     AdaptedWorld,
     FunctionPlayer,
     RandomPlayer,
-    complete_options,
     open_environment,
     player_from,
     red_column,
 )
 from dreamer4_nb.worlds.record import record
-from dreamer4_nb.worlds.registry import Task
+from dreamer4_nb.worlds.registry import Task, find_task
 from dreamer4_nb.worlds.vector import VectorWorlds
 from dreamer4_nb.worlds.world import PlayerKind
 
@@ -314,9 +312,7 @@ def test_a_registered_limit_is_known():
     assert AdaptedWorld("CartPole-v1").num_steps == 500
     assert AdaptedWorld("CartPole-v1", action_repeat=3).num_steps == 167
     assert AdaptedWorld("CartPole-v1", num_steps=20).num_steps == 20
-    assert complete_options("CartPole-v1", {"num_steps": 9}) == {"num_steps": 9}
-    sys.modules["fake_worlds"] = types.SimpleNamespace(make=Fake)
-    assert complete_options("fake_worlds:make", {})["num_steps"] == DEFAULT_STEPS
+    assert AdaptedWorld(Fake()).num_steps is None
 
 
 def test_repeated_actions_pay_together_and_stop_at_an_end():
@@ -582,6 +578,14 @@ def test_several_step_together():
     codes = np.zeros((2, worlds.codec.num_components), int)
     _, rewards, _, truncated = worlds.step(worlds.decode(codes))
     assert rewards.tolist() == [1, 1] and not truncated.any()
+
+
+def test_a_task_by_the_name_of_its_world():
+    task = find_task("gymnasium:CartPole-v1", {"action_repeat": 5, "image_size": 16})
+    assert task.num_steps == 100
+    worlds = VectorWorlds(task, seeds=[4])
+    assert worlds.reset().shape == (1, 3, 16, 16)
+    assert worlds.worlds[0].world_seed == 4
 
 
 # packages that exist

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SUBMODULES', 'Path', 'SMALLEST_PICTURE', 'LARGEST_VECTOR', 'UNBOUNDED', 'CAMERA_WORDS', 'AXES', 'TURN_LIMIT',
-           'VIZDOOM_TURNS', 'INTEGERS', 'DEFAULT_STEPS', 'import_named', 'find_attribute', 'open_environment',
-           'EarlierEnv', 'space_parts', 'value_at', 'nest_values', 'picture_layout', 'to_frame', 'ObservationAdapter',
-           'BoxOptions', 'PlainPart', 'TurnPart', 'known_names', 'ActionAdapter', 'AdaptedWorld', 'complete_options',
-           'RandomPlayer', 'FunctionPlayer', 'player_from', 'red_column', 'doom_hunter']
+           'VIZDOOM_TURNS', 'INTEGERS', 'import_named', 'find_attribute', 'open_environment', 'EarlierEnv',
+           'space_parts', 'value_at', 'nest_values', 'picture_layout', 'to_frame', 'ObservationAdapter', 'BoxOptions',
+           'PlainPart', 'TurnPart', 'known_names', 'ActionAdapter', 'AdaptedWorld', 'RandomPlayer', 'FunctionPlayer',
+           'player_from', 'red_column', 'doom_hunter']
 
 # %% ../../nbs/worlds/12_adapt.ipynb #c180cd6a
 import difflib
@@ -975,19 +975,6 @@ class AdaptedWorld(World):
             *(f"lost: {line}" for line in self.lost),
         ]
         return "\n".join(lines)
-
-# %% ../../nbs/worlds/12_adapt.ipynb #89d51cc9
-DEFAULT_STEPS = 500  # agent steps, for an environment without any time limit
-
-
-def complete_options(
-    name: str,  # of a world, as `open_environment` takes it
-    options: Mapping[str, Any],  # of `AdaptedWorld`, the environment's among them
-) -> dict[str, Any]:  # the same, and `num_steps`
-    "Options with the length of an episode; the world is opened once, and so its name checked."
-    world = AdaptedWorld(name, **options)
-    world.close()
-    return dict(options) | {"num_steps": world.num_steps or DEFAULT_STEPS}
 
 # %% ../../nbs/worlds/12_adapt.ipynb #f86a0250
 class RandomPlayer:
