@@ -227,6 +227,9 @@ class DataConfig:
     # arguments of a world of Gymnasium and of its adapter, names and values in turn, such as
     # frame_skip 4 bins 5 (chapter "Anybody's world")
     world_options: WorldOptions = ()
+    # who is recorded, as 'module:function' or 'module:Class' (chapter "Anybody's world");
+    # None: the task's own players
+    player: Name | None = None
     # recorded episodes; ours (the paper has 2541 hours of play, 4)
     episodes: TwoOrMore = 600
     # fraction of the episodes kept from training; ours
@@ -386,6 +389,9 @@ class DynamicsConfig:
     # also show each space token the latents of the step before, its own and its neighbours';
     # False is the paper's attention alone; ours
     frame_stack: Flag = False
+    # channels of a layer that reads the same latents through a gate that the action and the
+    # place open; 0: none, as in the paper; ours
+    action_gate: Count = 0
     # also show the agent token and its heads the latents of its own frame; False is the
     # paper's attention alone; ours
     agent_view: Flag = False
@@ -395,6 +401,9 @@ class DynamicsConfig:
         "Raise where two fields do not go together"
         check_heads(self)
         check_multiple(self, "num_heads", "num_kv_heads")
+        if self.action_gate and not self.frame_stack:
+            expected = "needs frame_stack = True, whose latents it reads"
+            raise validation_error("action_gate", self.action_gate, expected)
         if self.k_max & (self.k_max - 1):  # a power of two has a single bit
             raise validation_error("k_max", self.k_max, "must be a power of two")
         if self.k_max % self.sample_steps:
@@ -576,8 +585,6 @@ class StageConfig:
     compile: Flag = False
     # steps without improvement of the loss after which the stage ends; 0: never; ours
     patience: Count = 0
-    # also log scalars for TensorBoard; ours
-    tensorboard: Flag = False
     # processes that read batches ahead of each training process; 0: it reads them itself;
     # ours
     workers: Count = 0
@@ -1088,6 +1095,15 @@ def _new_names(section: Any) -> Any:
     return renamed
 
 
+def _one_tracker(values: dict[str, Any]) -> dict[str, Any]:
+    "Earlier files ask for TensorBoard in each stage; now one field names a tracker"
+    asked = False
+    for section in values.values():
+        if isinstance(section, dict):
+            asked = section.pop("tensorboard", False) or asked
+    return {"tracker": "tensorboard", **values} if asked else values
+
+
 def config_from_dict(
     values: dict[str, Any],  # as `to_dict` writes it
     base: Config | None = None,  # for values that are not given; None: the laptop's
@@ -1097,7 +1113,7 @@ def config_from_dict(
         base = laptop()
     if not isinstance(values, dict):
         return merge(base, values)  # reports the error
-    values = {name: _new_names(value) for name, value in values.items()}
+    values = _one_tracker({name: _new_names(value) for name, value in values.items()})
     version = values.pop("version", CONFIG_VERSION)
     if version != CONFIG_VERSION:
         raise validation_error("version", version, f"must be {CONFIG_VERSION}")

@@ -28,6 +28,7 @@ from .run.run import STAGES, Run, RunError
 from .training.callbacks import check_tracker
 from .training.distributed import num_processes
 from .training.memory import check_device, set_matmul_precision
+from .worlds.adapt import player_from
 from .worlds.registry import TASKS, find_task
 
 # %% ../nbs/03_pipeline.ipynb #e3d33897
@@ -62,20 +63,23 @@ def for_task(
     "The settings of a size for a task; those of the laptop's differ between tasks"
     if task is None:
         return config
-    check_task(task)
-    settings: dict[str, Any] = {"data.task": task}
-    if config.name == "laptop" and task != "recordings":
-        settings |= find_task(task.split("+")[0]).settings
-    return config.change(settings)
+    config = config.change({"data.task": task})
+    first = task.split("+")[0]
+    if config.name == "laptop" and first in TASKS:
+        return config.change(dict(TASKS[first].settings))
+    return config
 
 
 def check_task(
-    task: str,  # 'recordings', or names as `find_task` takes them, joined by +
+    config: Config,  # whose `data` names tasks, and perhaps a player
 ) -> None:
-    "Raise a ValueError unless all tasks are known"
-    if task != "recordings":
-        for name in task.split("+"):
-            find_task(name)
+    "Raise a ValueError unless all tasks and the player are known"
+    data = config.data
+    if data.task != "recordings":
+        for name in data.task.split("+"):
+            find_task(name, dict(data.world_options))
+    if data.player:
+        player_from(data.player)
 
 
 def configure(
@@ -266,7 +270,7 @@ def train(
             "recordings = None: data.task = 'recordings' needs a folder of recordings. "
             f"Hint: tasks that record a world are {', '.join(TASKS)}"
         )
-    check_task(config.data.task)
+    check_task(config)
     arguments = (out, config, recordings, device, upto, checked, progress)
     _share(_train, arguments, config, device, processes)
     return Run(out, device=device, progress=progress)
@@ -340,7 +344,7 @@ def demo(
 ) -> Run:  # with results.json and report.html in its folder
     "Record an embedded world, learn a world model, train an agent inside it, and report"
     _check_config(config)
-    check_task(config.data.task)
+    check_task(config)
     check_device(device)
     _share(_demo, (out, config, device, progress), config, device, processes)
     return Run(out, device=device, progress=progress)

@@ -33,7 +33,7 @@ from dreamer4_nb.training.distributed import (
     rank,
     wait_for_everyone,
 )
-from ..worlds.registry import expert, find_task, make_world
+from ..worlds.registry import Task, expert, find_task, make_world
 from ..worlds.vector import VectorWorlds
 
 # %% ../../nbs/evaluation/02_in_worlds.ipynb #5cf796db
@@ -148,7 +148,7 @@ def random_player(
 
 
 def scripted_player(
-    task: str,  # a name as `find_task` takes it
+    task: str | Task,  # as `find_task` takes it
 ) -> ActFunction:  # function (worlds, frames) -> actions
     "The best scripted player of the task, one in every world."
     experts = {}
@@ -163,7 +163,7 @@ def scripted_player(
 
 # %% ../../nbs/evaluation/02_in_worlds.ipynb #772d0538
 def random_returns(
-    task: str,  # a name as `find_task` takes it
+    task: str | Task,  # as `find_task` takes it
     seeds: Iterable[int],  # one world per seed
     view: str = "grid",  # 'grid' or 'stock'
     seed: int = 0,  # of the actions
@@ -174,7 +174,7 @@ def random_returns(
 
 
 def scripted_returns(
-    task: str,  # a name as `find_task` takes it
+    task: str | Task,  # as `find_task` takes it
     seeds: Iterable[int],  # one world per seed
     view: str = "grid",  # 'grid' or 'stock'
 ) -> list[float]:  # one return per world
@@ -206,20 +206,20 @@ class EvaluationCache:
 
     def __init__(
         self,
-        task: str,  # a name as `find_task` takes it
+        task: str | Task,  # as `find_task` takes it
         view: str,  # 'grid' or 'stock'
         counts: dict[str, int],  # 'validation' and 'test' to a number of worlds
         seed: int = 0,  # of the players' random numbers
         cache_dir: Path | str | None = None,  # folder for the files; None: keep nothing
         on_step: Callable[[int], Any] | None = None,  # called with the number of steps done
     ):
-        self.task = task
+        self.task = find_task(task)
         self.view = view
         self.counts = counts
         self.seed = seed
         self.on_step = on_step
         self.memory: dict[str, dict[str, Any]] = {}
-        self.steps = find_task(task).num_steps
+        self.steps = self.task.num_steps
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         if self.cache_dir:
             self.cache_dir.mkdir(parents=True, exist_ok=True)
@@ -239,7 +239,7 @@ class EvaluationCache:
             worlds=worlds,
             count=self.counts[worlds],
             first_seed=FIRST_SEED[worlds],
-            task=self.task,
+            task=self.task.name,
             view=self.view,
             seed=self.seed,
             weights=weights,
@@ -272,7 +272,7 @@ class EvaluationCache:
     def _play(self, key, make_player):
         seeds = world_seeds(key["worlds"], key["count"])
         player = make_player(evaluation_seed(key))
-        most = find_task(self.task).most_open or len(seeds)
+        most = self.task.most_open or len(seeds)
         groups = [seeds[i : i + most] for i in range(0, len(seeds), most)]
         result = key | dict(returns=[], lengths=[], achievements=[])
         for group in groups:
@@ -356,7 +356,7 @@ def evaluate_policies(
     tokenizer: Tokenizer,  # of the agent's latents
     agent: Agent,  # whose world model reads the frames
     policies: dict[str, torch.nn.Module | None],  # name -> head (None: the agent's own)
-    task: str = "collect_wood",  # a name as `find_task` takes it
+    task: str | Task = "collect_wood",  # as `find_task` takes it
     view: str = "grid",  # 'grid' or 'stock'
     config: EvaluationConfig | None = None,  # numbers of worlds, temperatures
     seed: int = 0,  # of the players' random numbers
@@ -466,7 +466,7 @@ def _modes(name, played, best, means):
 def expert_copy(
     temperature: float = 1.0,  # divides the logits; 0: the likeliest action
     seed: int = 0,  # of the actions drawn
-    task: str = "collect_wood",  # a name as `find_task` takes it that has a scripted player
+    task: str | Task = "collect_wood",  # as `find_task` takes it that has a scripted player
 ) -> ActFunction:  # function (worlds, frames) -> actions
     "A perfect copy of a player who follows the expert in 30% of the steps and often waits."
     expert_actions = scripted_player(task)

@@ -24,7 +24,7 @@ from ..models.tokenizer import Tokenizer, psnr
 from ..policy.actor import Actor
 from ..policy.rollout import imagine
 from ..worlds.crafter import material_scores
-from ..worlds.registry import find_task
+from ..worlds.registry import Task, find_task
 from ..worlds.vector import VectorWorlds
 
 # %% ../../nbs/evaluation/05_world_model.ipynb #be43797f
@@ -265,7 +265,7 @@ def imagined_and_real(
     tokenizer: Tokenizer,  # encodes frames
     agent: Agent,  # that plays and dreams
     policy: MLPHead | None,  # as for `Actor`
-    task: str = "collect_wood",  # a name as `find_task` takes it
+    task: str | Task = "collect_wood",  # as `find_task` takes it
     view: str = "grid",  # see `make_world`
     worlds: int = 32,  # test worlds
     moments: tuple[int, ...] = (8, 40, 70),  # steps at which to look ahead, from `context` on

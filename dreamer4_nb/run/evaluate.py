@@ -31,7 +31,7 @@ from ..models.tokenizer import Tokenizer
 from ..policy.actor import Actor
 from .folder import POLICIES, RunError, RunFolder, from_main
 from ..training.distributed import is_main, make_generator, wait_for_everyone
-from ..worlds.registry import find_task, make_world
+from ..worlds.registry import make_world
 
 # %% ../../nbs/run/05_evaluate.ipynb #9df95ff3
 def play_policies(
@@ -53,7 +53,7 @@ def play_policies(
         run.trained("tokenizer"),
         agent,
         heads,
-        task,
+        run.task(task),
         run.config.data.view,
         config,
         run.seed,
@@ -69,7 +69,7 @@ def check_fits(
     task: str,  # one of the run's tasks
 ) -> None:
     "Raise a `RunError` unless the task's world has the actions and pictures of the recordings"
-    world = make_world(task, run.config.data.view)
+    world = make_world(run.task(task), run.config.data.view)
     codec = Recordings(run.out / "converted").codec
     if codec is None or codec.space != world.space:
         known = "no actions" if codec is None else ", ".join(codec.space.names)
@@ -213,7 +213,7 @@ def _measures(run: RunFolder, config: EvaluationConfig, policies: dict[str, Any]
             tokenizer,
             agent,
             run.policy("imagination", agent),
-            run.tasks[0],
+            run.task(run.tasks[0]),
             run.config.data.view,
             config.test_worlds,
             horizon=run.config.imagination.horizon,
@@ -261,7 +261,7 @@ def evaluate_run(
     results = {"seed": run.seed, "task": task, "minutes": minutes} | measures
     results["worlds"] = note["worlds"]
     if "achievements" in policies["random"]:
-        milestones = find_task(run.tasks[0]).milestones
+        milestones = run.task(run.tasks[0]).milestones
         results["ladder"] = achievement_rates_by_policy(policies, milestones)
     if others:
         results["tasks"] = {run.tasks[0]: policies} | others

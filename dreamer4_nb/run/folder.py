@@ -51,6 +51,7 @@ from dreamer4_nb.training.distributed import (
     rank,
     wait_for_everyone,
 )
+from ..worlds.registry import Task, find_task
 from ..worlds.vector import VectorWorlds
 
 # %% ../../nbs/run/01_folder.ipynb #2f01a006
@@ -369,6 +370,16 @@ class RunFolder:
         "The names of the worlds' tasks that the run learns, most often one."
         return tuple(self.config.data.task.split("+"))
 
+    def task(
+        self,
+        name: str,  # one of `tasks`
+    ) -> Task:
+        "All that is known about a task, with the options that the run's worlds are made with"
+        options = dict(self.config.data.world_options)
+        if ":" in name:  # anybody's world shows what the tokenizer reads
+            options.setdefault("image_size", self.config.tokenizer.frame_size)
+        return find_task(name, options)
+
     def worlds(
         self,
         count: int,  # how many
@@ -377,7 +388,8 @@ class RunFolder:
     ) -> VectorWorlds:
         "The first worlds of a set, to play in step"
         view = self.config.data.view
-        return VectorWorlds(task or self.tasks[0], world_seeds(which, count), view)
+        seeds = world_seeds(which, count)
+        return VectorWorlds(self.task(task or self.tasks[0]), seeds, view)
 
     def build(
         self,

@@ -46,6 +46,7 @@ from dreamer4_nb.training.distributed import (
 )
 from ..training.learner import Learner, as_average
 from ..training.optim import RMSNormalizer
+from ..worlds.adapt import player_from
 from ..worlds.record import record
 
 # %% ../../nbs/run/03_stages.ipynb #2f03a005
@@ -59,12 +60,14 @@ def record_world(
         for task in run.tasks:
             record(
                 run.out / "recordings",
-                task,
+                run.task(task),
                 episodes,
                 data.seed,
                 data.view,
                 run.progress,
                 part=(run.rank, run.processes),
+                player=player_from(data.player) if data.player else None,
+                folder=data.task if len(run.tasks) > 1 else None,
             )
         note["episodes"] = episodes * len(run.tasks)
 

@@ -24,6 +24,7 @@ def record_episode(
     player: Player,  # who plays
     world_seed: int,  # of the landscape and its creatures
     task: str,  # its name
+    folder: str | None = None,  # for all recordings of the world; None: the world's `env_id`
 ) -> None:
     "Play one episode and write it in MineRL's layout."
     episode = play_episode(world, player, world_seed)
@@ -37,7 +38,7 @@ def record_episode(
     )
     write_episode(
         root,
-        world.env_id,
+        folder or world.env_id,
         name,
         episode.frames,
         episode.named_actions,
@@ -61,6 +62,8 @@ def record(
     part: tuple[int, int] = (0, 1),
     # called with noise=, seed=, name= in place of the task's own kinds of players
     player: Callable[..., Player] | None = None,
+    # for recordings of several tasks, which lie together; None: the world's `env_id`
+    folder: str | None = None,
 ) -> list[Path]:  # the episodes' folders
     "Write episodes of drawn players in MineRL's layout; finished ones are left as they are."
     task = find_task(task)
@@ -70,15 +73,18 @@ def record(
     numbers = range(first, episodes, step)
     for number in tqdm(numbers, desc=f"record {world.env_id}", disable=not progress):
         name = f"seed{seed}_{number:05d}"
-        folder = Path(root) / world.env_id / f"v3_{name}"
-        folders.append(folder)
-        if folder.exists():
+        if folder is not None:
+            name = f"{task.name}_{name}"
+        path = Path(root) / (folder or world.env_id) / f"v3_{name}"
+        folders.append(path)
+        if path.exists():
             continue
         rng = np.random.default_rng([seed, number])
         if player is None:
             playing = draw_player(task, rng, kind)
         else:
             playing = player(noise=0.0, seed=int(rng.integers(2**31)), name="player")
-        record_episode(root, world, name, playing, int(rng.integers(2**63)), task.name)
+        world_seed = int(rng.integers(2**63))
+        record_episode(root, world, name, playing, world_seed, task.name, folder)
     world.close()
     return folders
