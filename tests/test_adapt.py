@@ -8,6 +8,7 @@ from functools import partial
 import gymnasium
 import numpy as np
 import pytest
+import tyro
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 
@@ -274,6 +275,15 @@ def test_a_box_by_another_name_is_the_camera():
     world = AdaptedWorld(Fake(space), camera="aim")
     assert world.space.camera == "aim"
     assert list(world.space.choices) == ["look.0", "look.1"]
+
+
+def test_a_camera_of_one_number_turns_to_the_right():
+    space = spaces.Dict(steer=spaces.Box(-5, 5, (1,)), go=spaces.Discrete(2))
+    world = started(Fake(space), camera="steer")
+    action = world.action_of({"go": 1, "steer": (3.0, 10.0)})
+    assert action["steer"].tolist() == [5]
+    np.testing.assert_allclose(world.named_action(action)["steer"], (0, 10))
+    assert any("pitch of the camera: does nothing" in line for line in world.lost)
 
 
 def test_bins_and_what_they_lose():
@@ -572,6 +582,19 @@ def test_the_one_recorder_writes_it(tmp_path, name):
     assert episode.info["action_repeat"] == 1
 
 
+def test_a_world_that_breaks_leaves_nothing_half_written(tmp_path):
+    class Breaks(Fake):
+        def step(self, action):
+            self.wrong = {"reward": None} if self.count == 3 else {}
+            return super().step(action)
+
+    random = PlayerKind("random", 1.0, RandomPlayer, (1.0, 1.0))
+    task = Task("b", partial(AdaptedWorld, Breaks()), 6, {"num_steps": 6}, players=(random,))
+    with pytest.raises(ValueError, match="Breaks: reward None at step 4"):
+        record(tmp_path, task, episodes=2, progress=False)
+    assert list(tmp_path.rglob("*")) == []
+
+
 def test_several_step_together():
     worlds = VectorWorlds(fake_task(ACTIONS["minerl"]), seeds=range(2))
     assert worlds.reset().shape == (2, 3, 64, 64)
@@ -696,6 +719,16 @@ def test_options_of_a_world_in_a_configuration(tmp_path):
     assert load_config(file) == config
     file.write_text('{"data": {"world_options": {"bins": 5, "fast": true, "x": "a:b"}}}')
     assert load_config(file).data.world_options == config.data.world_options
+
+
+def test_options_of_a_world_on_the_command_line():
+    args = ["--data.world-options", "frame_skip", "4", "fast", "true", "wrappers", "a.b:C"]
+    config = tyro.cli(Config, default=Config(), args=args)
+    assert dict(config.data.world_options) == {
+        "frame_skip": 4,
+        "fast": True,
+        "wrappers": "a.b:C",
+    }
 
 
 @pytest.mark.parametrize(

@@ -381,7 +381,9 @@ TURN_LIMIT = 180.0  # degrees
 class BoxOptions:
     "How the real numbers of an action are shown to the agent."
 
-    camera: str | None = None  # name of the part that is the camera; None: by its name
+    # name of the part that is the camera, of two numbers or of one that turns to the right;
+    # None: by its name, if it has two
+    camera: str | None = None
     camera_degrees: float | None = None  # that one unit turns; None: 10 at the bound, else 1
     camera_order: str = "pitch yaw"  # of its numbers, or 'yaw pitch'
     bins: int = DEFAULT_BINS  # for each number that is not the camera's
@@ -593,10 +595,11 @@ class ActionAdapter:
         if deltas and len(deltas) == size and not wanted:
             return self._deltas(path, space, deltas)
         is_named = bool(path) and any(w in str(path[-1]).lower() for w in CAMERA_WORDS)
-        if size != 2 or not (name == wanted if wanted else is_named):
+        turns = size in (1, 2) and name == wanted if wanted else size == 2 and is_named
+        if not turns:
             return PlainPart(space, self.world, name, self.options.box_range)
         degrees = self._degrees(space)
-        axes = self.options.camera_order.split()
+        axes = self.options.camera_order.split() if size == 2 else ["yaw"]
         part = TurnPart(space, axes, (degrees, degrees))
         self._note(path, part, {"camera": name})
         return part
@@ -634,7 +637,7 @@ class ActionAdapter:
             raise _wrong(self.world, "action", f"has cameras {', '.join(shown)}", hint)
         if wanted and not shown:
             names = ", ".join(_key(path) or WHOLE for path in self.parts)
-            hint = f"name a Box of two numbers among {names}"
+            hint = f"name a Box of one or two numbers among {names}"
             raise _wrong(self.world, "option", f"camera = {wanted!r} is none", hint)
 
     def _with_names(self, plain):
