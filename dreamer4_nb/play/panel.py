@@ -203,6 +203,14 @@ class Controls:
         return words
 
 # %% ../../nbs/play/02_panel.ipynb #3a29bb7d
+def _pace(player: Player) -> int:
+    "Steps per second: those of the recorded world, where it has twenty ticks a second"
+    if not player.codec.space.camera:
+        return 8
+    metadata = player.recordings.info(player.episode).get("metadata", {})
+    return max(1, 20 // max(1, int(metadata.get("action_repeat", 1))))
+
+
 class PanelSettings:
     "Sliders and choices of a panel"
 
@@ -218,62 +226,38 @@ class PanelSettings:
             disabled=not player.policies,
             layout=w.Layout(width="240px"),
         )
-        self.policy = w.Dropdown(
-            options=list(reversed(player.policies)),
-            description="policy",
-            layout=self.layout,
-            style=self.style,
-        )
+        self.policy = self._make(w.Dropdown, "policy", options=list(reversed(player.policies)))
         self.temperature = self._slider(w.FloatSlider, "temperature", 0.0, 1.0, 1.0, step=0.05)
-        self.speed = self._slider(w.IntSlider, "steps per s", 1, 30, self._pace(player))
-        self.episode = w.BoundedIntText(
+        self.speed = self._slider(w.IntSlider, "steps per s", 1, 30, _pace(player))
+        self.episode = self._make(
+            w.BoundedIntText,
+            "recording",
             min=0,
             max=len(player.recordings) - 1,
             value=player.episode,
-            description="recording",
-            layout=self.layout,
-            style=self.style,
         )
         steps = int(player.recordings.steps[player.episode])
         self.start = self._slider(w.IntSlider, "from step", 0, steps, player.start)
-        self.sample_steps = w.SelectionSlider(
+        self.sample_steps = self._make(
+            w.SelectionSlider,
+            "K",
             options=[2**i for i in range(player.k_max.bit_length())],
             value=player.sample_steps,
-            description="K",
-            layout=self.layout,
-            style=self.style,
         )
         self.context = self._slider(
             w.IntSlider, "context", 1, player.max_context, player.context
         )
         names = player.agent.tasks
-        self.task = w.Dropdown(
-            options=[("as recorded", ""), *((name, name) for name in names)],
-            value=player.task or "",
-            description="task",
-            layout=self.layout,
-            style=self.style,
-        )
+        tasks = [("as recorded", ""), *((name, name) for name in names)]
+        self.task = self._make(w.Dropdown, "task", options=tasks, value=player.task or "")
         self.has_tasks = len(names) > 1
 
-    def _pace(self, player) -> int:
-        "Steps per second: that of the recorded world, where it has twenty ticks a second"
-        if not player.codec.space.camera:
-            return 8
-        metadata = player.recordings.info(player.episode).get("metadata", {})
-        return max(1, min(20, 20 // int(metadata.get("action_repeat", 1))))
+    def _make(self, kind, name, **options):
+        return kind(description=name, layout=self.layout, style=self.style, **options)
 
     def _slider(self, kind, name, low, high, value, **options):
-        return kind(
-            min=low,
-            max=high,
-            value=value,
-            description=name,
-            layout=self.layout,
-            continuous_update=False,
-            style=self.style,
-            **options,
-        )
+        ends = {"min": low, "max": high, "value": value, "continuous_update": False}
+        return self._make(kind, name, **ends, **options)
 
 # %% ../../nbs/play/02_panel.ipynb #f7c8c77f
 # on buttons in a world of keys, where left and right are ways to walk
@@ -314,9 +298,37 @@ def _make_screen(controls: Controls, settings: PanelSettings) -> Any:
     )
 
 
+def _make_option_box(controls: Controls) -> Any:
+    "The options, of which choosing one takes a step"
+    w, _ = import_widgets()
+    labels = [("choose", ""), *controls.labels()]
+    return w.Dropdown(options=labels, layout=w.Layout(width="190px"))
+
+
 def _row(*widgets) -> Any:
     w, _ = import_widgets()
     return w.HBox(widgets, layout=w.Layout(flex_flow="row wrap"))
+
+
+def _rows(panel: "Panel") -> list:
+    "What a panel shows, from the top down"
+    w, _ = import_widgets()
+    s = panel.settings
+    b = panel.buttons
+    beside = w.Layout(margin="0 0 0 12px")
+    column = w.VBox([panel.curves, panel.action], layout=beside)
+    choose = [panel.option] if panel.controls.options else []
+    task = [s.task] if s.has_tasks else []
+    return [
+        w.HTML(panel.controls.help()),
+        _row(panel.screen, column),
+        panel.strip,
+        _row(*(b[name] for name in panel.controls.buttons), *choose),
+        _row(s.agent, s.policy, s.temperature, s.speed),
+        _row(s.episode, s.start, b["another window"], b["restart"], b["step back"]),
+        _row(s.sample_steps, s.context, *task, b["save film"], b["save recording"]),
+        panel.status,
+    ]
 
 # %% ../../nbs/play/02_panel.ipynb #b8212b0c
 def _running_loop() -> asyncio.AbstractEventLoop | None:
@@ -345,7 +357,7 @@ class Panel:
         player: Player,  # what the panel plays in
         out: Path | str = "played",  # folder for films and recordings
     ):
-        w, Screen = import_widgets()
+        w, _ = import_widgets()
         self.player = player
         self.out = Path(out)
         self.playing = False
@@ -373,12 +385,9 @@ class Panel:
         self.strip, self.curves, self.action, self.status = (w.HTML() for _ in range(4))
         names = [*self.controls.buttons, *(name for name in self.commands if name != "pause")]
         self.buttons = _make_buttons(names, self.controls)
-        self.option = w.Dropdown(
-            options=[("choose", ""), *self.controls.labels()],
-            layout=w.Layout(width="190px"),
-        )
+        self.option = _make_option_box(self.controls)
         self._connect()
-        self.view = w.VBox(self._rows())
+        self.view = w.VBox(_rows(self))
         self.show()
 
     def _ipython_display_(self):
@@ -406,25 +415,6 @@ class Panel:
         if name:
             self.do(name)
             self.option.value = ""
-
-    def _rows(self) -> list:
-        w, _ = import_widgets()
-        s = self.settings
-        b = self.buttons
-        beside = w.Layout(margin="0 0 0 12px")
-        column = w.VBox([self.curves, self.action], layout=beside)
-        choose = [self.option] if self.controls.options else []
-        task = [s.task] if s.has_tasks else []
-        return [
-            w.HTML(self.controls.help()),
-            _row(self.screen, column),
-            self.strip,
-            _row(*(b[name] for name in self.controls.buttons), *choose),
-            _row(s.agent, s.policy, s.temperature, s.speed),
-            _row(s.episode, s.start, b["another window"], b["restart"], b["step back"]),
-            _row(s.sample_steps, s.context, *task, b["save film"], b["save recording"]),
-            self.status,
-        ]
 
     def _on_message(self, screen, message, buffers):
         self.pictures.receive(message)

@@ -360,6 +360,39 @@ def open_run(
     return run
 
 # %% ../../nbs/play/01_player.ipynb #cce77540
+def _check_start(recordings, episode, step):
+    count = len(recordings)
+    if not 0 <= episode < count:
+        raise ValueError(
+            f"episode: {episode} does not exist. Hint: take one from 0 to {count - 1}"
+        )
+    steps = recordings.steps[episode]
+    if not 0 <= step <= steps:
+        raise ValueError(
+            f"step: {step} is not in episode {episode}. Hint: take one from 0 to {steps}"
+        )
+
+
+def _task_number(agent: Agent, asked: str | None, recorded: str | None) -> int:
+    "What the agent token is given: what is asked for, else what was recorded, else the first"
+    if asked is not None:
+        return agent.task_number(asked)
+    return agent.task_number(recorded) if recorded in agent.tasks else 0
+
+
+def _as_components(codec: ActionCodec, moves, action) -> np.ndarray:
+    "Class numbers (components,) of an action as `Player.step` takes it"
+    if isinstance(action, Mapping):
+        return encode_action(codec, action)
+    if isinstance(action, str):
+        if action not in moves:
+            raise ValueError(
+                f"action: {action!r} is unknown. Hint: take one of {', '.join(moves)}"
+            )
+        return moves[action]
+    return np.asarray(action)
+
+
 class Player:
     "Steps of a person, or of a policy, inside a trained world model"
 
@@ -406,14 +439,16 @@ class Player:
         step: int = 0,  # frame of it to begin at
     ) -> "Player":  # itself
         "Begin at a recorded frame; the steps before it are the dream's past"
-        self._check_start(episode, step)
+        _check_start(self.recordings, episode, step)
         device = self.device
         known = window_before(self.recordings, self.latents, episode, step, self.context)
         known = known.to(device)
         self.episode = episode
         self.start = step
         self.generator = make_generator(device, self.seed)
-        task = torch.tensor([self._task_number()], device=device)
+        recorded = self.recordings.task_of(episode)
+        number = _task_number(self.agent, self.task, recorded)
+        task = torch.tensor([number], device=device)
         self.dream = Dream(self.agent.dynamics, task, self.sample_steps, self.generator)
         self.dream.cache = TimeCache(self.context)
         self.decoder_cache = TimeCache(self.tokenizer.config.context)
@@ -427,25 +462,6 @@ class Player:
             true_frame = self.recordings.frames(episode)[step].copy()
         self.history = [self._read(known.latents, true_frame)]
         return self
-
-    def _task_number(self) -> int:
-        "What the agent is asked to do: `task`, else what the recording names, else the first"
-        if self.task is not None:
-            return self.agent.task_number(self.task)
-        recorded = self.recordings.task_of(self.episode)
-        return self.agent.task_number(recorded) if recorded in self.agent.tasks else 0
-
-    def _check_start(self, episode, step):
-        count = len(self.recordings)
-        if not 0 <= episode < count:
-            raise ValueError(
-                f"episode: {episode} does not exist. Hint: take one from 0 to {count - 1}"
-            )
-        steps = self.recordings.steps[episode]
-        if not 0 <= step <= steps:
-            raise ValueError(
-                f"step: {step} is not in episode {episode}. Hint: take one from 0 to {steps}"
-            )
 
     def _open_world(self):
         "The true world at the start; or none, and why"
@@ -471,18 +487,6 @@ class Player:
             frame, reward.item(), cont.item(), value, true_frame, true_reward, action, by
         )
 
-    def _encode(self, action) -> np.ndarray:
-        "Class numbers (components,) of an action as `step` takes it"
-        if isinstance(action, Mapping):
-            return encode_action(self.codec, action)
-        if isinstance(action, str):
-            if action not in self.moves:
-                raise ValueError(
-                    f"action: {action!r} is unknown. Hint: take one of {', '.join(self.moves)}"
-                )
-            return self.moves[action]
-        return np.asarray(action)
-
     @torch.inference_mode()
     def step(
         self,
@@ -491,7 +495,7 @@ class Player:
         by: str = "you",  # who chose it
     ) -> PlayedStep:
         "Take one step in the dream, and in the true world where there is one"
-        action = self._encode(action)
+        action = _as_components(self.codec, self.moves, action)
         self._undo.append(
             Snapshot(
                 save_slot(self.dream.cache),
