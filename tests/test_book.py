@@ -172,19 +172,23 @@ def test_numbers_become_links():
     assert linked == "equations [4](a), [5](b) and 99; `equation 4`"
 
 
-def test_recording_a_world_of_ones_own(tmp_path, monkeypatch):
-    "The code of that page runs, and what it writes is read."
+def test_a_world_of_ones_own(tmp_path, monkeypatch):
+    "The code of that page is a world that can be recorded, and what is written is read."
+    from dreamer4_nb.cli import main
     from dreamer4_nb.data.convert import convert
     from dreamer4_nb.data.dataset import Recordings
 
     monkeypatch.chdir(tmp_path)
     page = (root / "nbs/book/your_own_world.md").read_text(encoding="utf-8")
     code = re.findall(r"```python\n(.*?)```", page, re.S)[0]
-    exec(code, {})
+    Path("bar.py").write_text(code, encoding="utf-8")
+    (command,) = re.findall(r"dreamer4 (record .*)", page)
+    main([*command.split(), "--episodes", "8"])
     convert("runs/bar", "converted", progress=False)
     recordings = Recordings("converted")
     assert len(recordings) == 8
     assert recordings.actions(0).shape == (60, 1)
+    assert recordings.codec.space.choices["action"] == ("noop", "left", "right")
     assert sum(recordings.rewards(i).sum() for i in range(8)) > 0
 
 

@@ -107,7 +107,7 @@ def test_tokenizer_loss():
 @pytest.mark.parametrize(
     "changes",
     [
-        dict(bootstrap_fraction=0.25, frame_stack=True, soft_cap=20.0),
+        dict(bootstrap_fraction=0.25, frame_stack=True, action_gate=16, soft_cap=20.0),
         dict(bootstrap_fraction=0.0, clean_past=False, context_fraction=0.3),
     ],
     ids=["clean past", "paper's past"],
@@ -125,8 +125,9 @@ def test_dreamed_steps_are_one_graph(monkeypatch):
     "While the cache fills, when it is full, and in the next dream, which begins from nothing"
     monkeypatch.setattr(dynamics, "compiled_advance", lambda: advance)
     advance = compiled(Dream.advance)
-    sizes = dict(sample_steps=2, k_max=4, frame_stack=True, agent_view=True, soft_cap=20.0)
-    model = new_dynamics(**sizes).eval()
+    sizes = dict(sample_steps=2, k_max=4, soft_cap=20.0)
+    shown = dict(frame_stack=True, action_gate=16, agent_view=True)
+    model = new_dynamics(**sizes, **shown).eval()
     task = torch.zeros(B, dtype=torch.long)
 
     def dreamed(kind, seed):

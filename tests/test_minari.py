@@ -14,6 +14,7 @@ from gymnasium import spaces
 from minari.data_collector.episode_buffer import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
 
+from dreamer4_nb.cli import main
 from dreamer4_nb.data.actions import ActionSpace
 from dreamer4_nb.data.convert import convert, describe_source, find_recordings, look_at
 from dreamer4_nb.data.dataset import Recordings
@@ -425,3 +426,29 @@ def test_writer_wants_episodes_alike(tmp_path):
     make_set(tmp_path / "other", [played()])
     assert "is of kind Minari" in refused(write_minari, tmp_path / "other", tmp_path / "set")
     assert find_recordings(folder.parent)[0] == "A-v0"
+
+
+# --- the command
+
+
+def command(*arguments):
+    "The exit code of a command."
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as ended:
+        return ended.code or 0
+    return 0
+
+
+def test_command_there_and_back(tmp_path, capsys):
+    record(tmp_path / "play", "a", SPACES["flat"])
+    target = tmp_path / "set"
+    assert not command("convert", tmp_path / "play", target, "--to", "minari")
+    assert f"a data set of Minari in {target}" in capsys.readouterr().out
+    assert not command("convert", target, tmp_path / "data", "--image-size", 16)
+    out = capsys.readouterr().out
+    assert "set: 1 recording of VoxelTreechop-v0, kind Minari" in out
+    assert "1 recordings in" in out
+    assert command("convert", "hf://lerobot/pusht", tmp_path / "none") == 1
+    error = capsys.readouterr().err
+    assert "nothing is downloaded" in error and len(error.splitlines()) == 1

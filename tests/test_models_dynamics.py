@@ -21,6 +21,7 @@ VARIANTS = {
     "paper's past": dict(clean_past=False, context_fraction=0.3),
     "clean past": {},
     "laptop": dict(frame_stack=True, agent_view=True, packing=1),
+    "gate": dict(frame_stack=True, action_gate=24, agent_view=True, packing=1),
     "two spaces at the end": dict(time_every=3),
 }
 B, T = 3, 6

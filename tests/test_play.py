@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,10 +23,13 @@ from test_cli import assert_error, assert_usage, call
 from dreamer4_nb.config import named
 from dreamer4_nb.pipeline import run_all
 from dreamer4_nb.play.explorer import Explorer
-from dreamer4_nb.play.panel import free_port, page_notebook
+from dreamer4_nb.play.panel import Controls, free_port, page_notebook
 from dreamer4_nb.play.player import Player, save_recording, step_picture
 from dreamer4_nb.run.folder import RunError
 from dreamer4_nb.run.run import Run
+from dreamer4_nb.worlds.record import record
+from dreamer4_nb.worlds.registry import find_task
+from dreamer4_nb.worlds.voxel import YAW
 
 needs_browser = pytest.mark.skipif(
     CHROMIUM is None or find_spec("playwright") is None,
@@ -40,14 +44,50 @@ def run(tmp_path_factory):
     return folder
 
 
+def short_run(folder, task, **options):
+    "A run that has learned nothing from six short recordings of a task"
+    found = find_task(task)
+    short = replace(found, options=found.options | {"num_steps": 40} | options)
+    record(folder / "recorded", short, 6, progress=False)
+    run = Run(folder / "run", named("smoke"), progress=False)
+    run.use_recordings(folder / "recorded")
+    run_all(run, "imagination")
+    return run.out
+
+
+@pytest.fixture(scope="module")
+def keys_run(tmp_path_factory):
+    "Keys, a camera and choices"
+    return short_run(tmp_path_factory.mktemp("keys"), "pickaxe")
+
+
 @pytest.fixture(scope="module")
 def player(run):
     return Player(run)
 
 
+@pytest.fixture(scope="module")
+def keys_player(keys_run):
+    return Player(keys_run)
+
+
 @pytest.fixture
 def copy(run, tmp_path):
     return Path(shutil.copytree(run, tmp_path / "copy"))
+
+
+@pytest.fixture
+def keys_copy(keys_run, tmp_path):
+    return Path(shutil.copytree(keys_run, tmp_path / "keys_copy"))
+
+
+def change_metadata(run, change):
+    "In the first recording of a run; None takes a value away"
+    path = next((run / "converted" / "episodes").glob("*_00000")) / "info.json"
+    info = json.loads(path.read_text())
+    metadata = info["metadata"] | change
+    info["metadata"] = {key: value for key, value in metadata.items() if value is not None}
+    path.write_text(json.dumps(info))
 
 
 # players
@@ -70,11 +110,7 @@ def test_a_run_without_imagination_has_no_value(copy):
     ],
 )
 def test_there_is_only_the_dream_where_no_world_fits(copy, change, word):
-    path = next((copy / "converted" / "episodes").glob("*_00000")) / "info.json"
-    info = json.loads(path.read_text())
-    metadata = info["metadata"] | change
-    info["metadata"] = {key: value for key, value in metadata.items() if value is not None}
-    path.write_text(json.dumps(info))
+    change_metadata(copy, change)
     player = Player(copy)
     played = player.step("left")
     assert word in player.why_no_world
@@ -84,6 +120,72 @@ def test_there_is_only_the_dream_where_no_world_fits(copy, change, word):
     with pytest.raises(ValueError, match=word):
         save_recording(player, copy / "played", truth=True)
     assert player.reset(1).why_no_world == ""
+
+
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        (dict(task=None), "names no seed"),
+        (dict(task="collect_wood", view="grid"), "not those of task collect_wood"),
+        (dict(action_repeat=3), "looks different"),
+    ],
+)
+def test_a_world_of_keys_that_does_not_fit(keys_copy, change, word):
+    change_metadata(keys_copy, change)
+    player = Player(keys_copy).reset(0, 9)
+    assert word in player.why_no_world
+    assert player.step({"forward": 1}).true_frame is None
+    assert player.reset(1, 9).why_no_world == ""
+
+
+def test_the_world_is_made_as_it_was_recorded(tmp_path):
+    "Not as the task has it today"
+    player = Player(short_run(tmp_path, "treechop", action_repeat=3))
+    recorded, _ = player.replay_recording(1, 5, 20)
+    assert player.world.action_repeat == 3
+    assert (recorded == np.stack([played.true_frame for played in player.history])).all()
+
+
+def test_what_is_not_named_rests(player, keys_player):
+    keys_player.reset(0, 9)
+    yaw, pitch = keys_player.world.player[YAW : YAW + 2]
+    keys_player.step({"forward": 1, "camera": (-3, 99), "craft": "planks"})
+    keys_player.step({})
+    words = keys_player.describe_actions()
+    assert words == ["forward, camera -3 +10, craft planks", "noop"]
+    moved = keys_player.world.player[YAW : YAW + 2] - (yaw, pitch)
+    assert np.allclose(moved, (10, -3.215), atol=1e-3), "a step turns ten degrees at most"
+    player.reset(1, 7).step({"action": "left"})
+    assert player.describe_actions() == ["left"]
+
+
+@pytest.mark.parametrize("action", [{"fly": 1}, {"forward": 2}, {"craft": "boat"}])
+def test_a_wrong_name_or_value_is_named(keys_player, action):
+    keys_player.reset(0)
+    with pytest.raises(ValueError, match=f"action '{next(iter(action))}'"):
+        keys_player.step(action)
+    assert len(keys_player.history) == 1
+
+
+def test_a_step_back_in_a_world_of_keys(keys_player):
+    keys_player.reset(2, 5)
+    for turn in (4, -7, 10):
+        keys_player.step({"forward": 1, "jump": 1, "camera": (0, turn)})
+    before = keys_player.history[-2].true_frame
+    assert keys_player.step_back()
+    assert (keys_player.world.frame().transpose(2, 0, 1) == before).all()
+
+
+def test_what_the_browser_says_is_read(player, keys_player):
+    controls = Controls(keys_player)
+    asked = controls.read({"down": ["KeyW", "KeyR", "ControlLeft", "F13"], "turn": [0, 0]})
+    assert asked == {"forward": 1, "sprint": 1}
+    asked = controls.read({"down": ["ArrowUp", "Mouse0"], "turn": [1, 2]})
+    assert asked["attack"] == 1 and asked["camera"].tolist() == [-4, 2]
+    assert controls.read({"key": "1"}) == controls.options[0]
+    assert controls.read({"key": "F13"}) is None and controls.read({"drawn": 3}) is None
+    assert Controls(player).read({"key": "ArrowLeft"}) == "left"
+    assert not Controls(player).codes
 
 
 def frames_of(player, sample_steps, context):
@@ -243,6 +345,72 @@ def test_voila(run, tmp_path):
         page.locator(".dreamer4-chip.by-policy").first.wait_for()
         page.get_by_role("button", name="let the agent play").click()
         assert measure(page, 4, 1, repeats=1)["steps"] > 0
+
+
+def signs(page):
+    "The line of actions"
+    return page.locator(".dreamer4-chip").all_text_contents()
+
+
+def check_keys(page):
+    "Keys that are down together make one action; at rest the world waits"
+    page.keyboard.down("KeyW")
+    page.keyboard.down("Space")
+    wait_for_steps(page, 4)
+    for key in ("KeyW", "Space"):
+        page.keyboard.up(key)
+    steps = steps_at_rest(page)
+    assert "W ␣" in signs(page) and set(signs(page)) <= {"W", "W ␣", "␣"}
+    page.keyboard.press("1")
+    wait_for_steps(page, steps + 1)
+    assert " " not in signs(page)[-1], "an option, and nothing else"
+
+
+def check_mouse(page):
+    "The mouse turns the head, its button attacks"
+    box = page.locator(f"{SCREEN} canvas").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    for sign, across, down in (("→", 80, 0), ("↓", 0, 80), ("←", -80, 0), ("↑", 0, -80)):
+        before = steps_at_rest(page)
+        seen = picture(page)
+        page.mouse.move(x + across, y + down, steps=4)
+        wait_for_steps(page, before + 1)
+        steps_at_rest(page)
+        assert set(signs(page)[before:]) == {sign}
+        half = seen.shape[1] // 2
+        assert (picture(page)[:, half:] != seen[:, half:]).any(), "the true world turns"
+        x, y = x + across, y + down
+    before = steps_at_rest(page)
+    page.mouse.down()
+    wait_for_steps(page, before + 3)
+    page.mouse.up()
+    steps_at_rest(page)
+    assert set(signs(page)[before:]) == {"●"}
+    page.keyboard.press("Escape")
+    page.locator(f"{SCREEN}:not([data-mouse])").wait_for()
+    before = steps_at_rest(page)
+    page.mouse.move(x + 50, y)
+    assert steps_at_rest(page) == before, "the mouse was given back"
+
+
+@needs_browser
+def test_keys_and_mouse(keys_run, tmp_path):
+    with voila(keys_run, tmp_path) as url, browser() as first:
+        second = first.context.browser.new_page()
+        second.set_default_timeout(300_000)
+        second.add_init_script("delete Element.prototype.requestPointerLock")
+        for page in (first, second):
+            page.goto(url)
+            page.locator(f"{SCREEN}[data-drawn]").wait_for()
+            assert (
+                page.locator(".dreamer4-labels").inner_text().split("\n")[-1] == "true world"
+            )
+            page.locator(f"{SCREEN} canvas").click()
+            page.locator(f"{SCREEN}[data-mouse=taken]").wait_for()
+            assert steps_at_rest(page) == 0, "the click that takes the mouse is no attack"
+            check_keys(page)
+            check_mouse(page)
+            page.close()
 
 
 def hold_until(page, key, steps):

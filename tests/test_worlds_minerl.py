@@ -3,7 +3,6 @@
 import importlib.util
 import sys
 import types
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -145,7 +144,7 @@ def test_a_whole_evaluation_in_minerls_worlds(monkeypatch, tmp_path):
         return ShortGame(env_id)
 
     install(monkeypatch, make)
-    task = replace(find_task("treechop"), options={"action_repeat": 2, "num_steps": 40}, num_steps=40)
+    task = find_task("treechop", {"num_steps": 40})
     record(tmp_path / "recordings", task, episodes=6, progress=False, kind="collector")
     config = named("smoke").change({"data.task": "MineRLTreechop-v0"})
     run = train(config, tmp_path / "recordings", tmp_path / "run", progress=False, processes=1)
@@ -157,9 +156,10 @@ def test_a_whole_evaluation_in_minerls_worlds(monkeypatch, tmp_path):
 
 
 def test_a_world_with_other_actions_than_the_recordings(tmp_path):
-    task = replace(find_task("treechop"), options={"action_repeat": 2, "num_steps": 40}, num_steps=40)
+    task = find_task("treechop", {"num_steps": 40})
     record(tmp_path / "recordings", task, episodes=6, progress=False, kind="collector")
     config = named("smoke").change({"data.task": "tools"})
     run = train(config, tmp_path / "recordings", tmp_path / "run", progress=False, processes=1)
-    with pytest.raises(RunError, match="actions: attack, .* but the world tools has action. Hint"):
+    message = "actions: attack, .* but the world tools has action. Hint"
+    with pytest.raises(RunError, match=message):
         evaluate(run, worlds=2, processes=1)

@@ -23,7 +23,6 @@ from dreamer4_nb.worlds.tasks import (
     MATERIALS,
     MOVES,
     TREE,
-    WATER,
     CrafterTask,
     constants,
     engine,
@@ -427,7 +426,7 @@ class CrafterWorld(CrafterState, World):
         player._recover = 0
         usable = {TREE}
         if "collect_drink" in self.task.rewarded:
-            usable.add(WATER)
+            usable.add(MATERIAL["water"])
         if player.action == "do" and self.material_at(self.facing_cell) not in usable:
             player.action = "noop"
 

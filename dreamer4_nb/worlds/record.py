@@ -14,14 +14,14 @@ from tqdm.auto import tqdm
 
 from ..data.recordings import write_episode
 from .registry import Task, draw_player, find_task, make_world
-from .world import Player, World, play_episode
+from .world import World, WorldPlayer, play_episode
 
 # %% ../../nbs/worlds/06_record.ipynb #1f930a8e
 def record_episode(
     root: Path | str,  # folder for recordings
     world: World,  # is reset first
     name: str,  # of the recording
-    player: Player,  # who plays
+    player: WorldPlayer,  # who plays
     world_seed: int,  # of the landscape and its creatures
     task: str,  # its name
     folder: str | None = None,  # for all recordings of the world; None: the world's `env_id`
@@ -61,7 +61,7 @@ def record(
     # (i, n): only every n-th episode, from the i-th on, so that n processes share the work
     part: tuple[int, int] = (0, 1),
     # called with noise=, seed=, name= in place of the task's own kinds of players
-    player: Callable[..., Player] | None = None,
+    player: Callable[..., WorldPlayer] | None = None,
     # for recordings of several tasks, which lie together; None: the world's `env_id`
     folder: str | None = None,
 ) -> list[Path]:  # the episodes' folders

@@ -38,7 +38,7 @@ from dreamer4_nb.worlds.voxel_tasks import (
     VoxelNavigate,
     VoxelObtainPickaxe,
 )
-from .world import Player, PlayerKind, World, draw_kind
+from .world import PlayerKind, World, WorldPlayer, draw_kind
 
 # %% ../../nbs/worlds/11_registry.ipynb #07ddc5b9
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Task:
     milestones: tuple[str, ...] = ()
     views: tuple[str, ...] = ()  # values of the world's argument `view`; (): it has none
     players: tuple[PlayerKind, ...] = ()  # who records it; (): random actions
-    expert: Callable[..., Player] | None = None  # the best scripted player; None: there is none
+    expert: Callable[..., WorldPlayer] | None = None  # the best scripted player; None: there is none
     most_open: int = 0  # worlds that may be open at once; 0: any number
     # of size laptop for this task, by dotted name, such as {'imagination.horizon': 15}
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -180,8 +180,9 @@ register_task(
     Task(
         name="navigate",
         world=VoxelNavigate,
-        options={"action_repeat": 2, "num_steps": 150},
-        num_steps=150,
+        options={"action_repeat": 2, "num_steps": 100, "distance": (8, 16)},
+        num_steps=100,
+        milestones=("reached",),
         players=NAVIGATE_KINDS,
         expert=Navigator,
     )
@@ -190,8 +191,8 @@ register_task(
     Task(
         name="pickaxe",
         world=VoxelObtainPickaxe,
-        options={"action_repeat": 2, "num_steps": 400},
-        num_steps=400,
+        options={"action_repeat": 2, "num_steps": 150, "haste": 4},
+        num_steps=150,
         milestones=tuple(PICKAXE_REWARDS),
         players=PICKAXE_KINDS,
         expert=PickaxeMaker,
@@ -216,7 +217,7 @@ def draw_player(
     task: str | Task,  # a name as `find_task` takes it, or a task of your own
     rng: np.random.Generator,  # of the kind, its noise and its seed
     kind: str | None = None,  # name of a kind of the task's players, to have that one
-) -> Player:
+) -> WorldPlayer:
     "A player with a goal and a skill of its own."
     task = find_task(task)
     if not task.players:
@@ -230,7 +231,7 @@ def draw_player(
 def expert(
     task: str | Task,  # a name as `find_task` takes it, or a task of your own
     seed: int = 0,  # of its random numbers, used where it knows no way
-) -> Player:
+) -> WorldPlayer:
     "The scripted player that does best, without noise. Raises ValueError if there is none."
     task = find_task(task)
     if task.expert is None:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['constants', 'engine', 'objects', 'environment', 'MOVES', 'BASIC_ACTIONS', 'CRAFT_ACTIONS', 'ACHIEVEMENTS',
-           'MATERIALS', 'WALKABLE_MATERIALS', 'MATERIAL', 'TREE', 'WATER', 'GRASS', 'CRAFTER_TASKS', 'CrafterModule',
+           'MATERIALS', 'WALKABLE_MATERIALS', 'MATERIAL', 'TREE', 'GRASS', 'CRAFTER_TASKS', 'CrafterModule',
            'CrafterTask', 'find_crafter_task']
 
 # %% ../../nbs/worlds/01_tasks.ipynb #1045ecb7
@@ -90,7 +90,6 @@ MATERIALS = (
 WALKABLE_MATERIALS = ("grass", "path", "sand")
 MATERIAL = {name: i for i, name in enumerate(MATERIALS)}
 TREE = MATERIAL["tree"]
-WATER = MATERIAL["water"]
 GRASS = MATERIAL["grass"]
 
 # %% ../../nbs/worlds/01_tasks.ipynb #b1647648

@@ -26,7 +26,8 @@ import gymnasium
 import numpy as np
 
 from ..data.actions import ActionSpace
-from .minerl import LIMITS, complete_action, gymnasium_space
+from ..data.spaces import gymnasium_space
+from .minerl import LIMITS, complete_action
 from .world import World
 
 try:
