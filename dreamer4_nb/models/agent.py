@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from ..config import AgentConfig
 from ..data.actions import ActionCodec
+from ..data.observations import ObservationTokens
 from ..data.windows import Batch
 from .actions import ActionDistribution, action_distribution
 from .dynamics import Dream, Dynamics, DynamicsNoise, latents_of
@@ -31,11 +32,14 @@ class Agent(nn.Module):
         codec: ActionCodec,  # the actions
         config: AgentConfig,  # sizes of the heads, see `AgentConfig`
         tasks: Sequence[str] = (),  # names of the tasks; (): those of `config`, or none
+        # behind the picture's latents; None: the picture is all that the agent sees
+        observation_tokens: ObservationTokens | None = None,
     ):
         super().__init__()
         self.dynamics = dynamics
         self.codec = codec
         self.config = config
+        self.observation_tokens = observation_tokens
         self.num_tasks = dynamics.task.num_embeddings
         self.tasks = tuple(tasks) or config.tasks
         if len(self.tasks) > self.num_tasks:

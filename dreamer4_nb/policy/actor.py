@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.observations import ObservationTokens
 from ..models.agent import Agent
 from ..models.dynamics import Dream
 from ..models.heads import MLPHead
@@ -33,7 +32,6 @@ class Actor:
         task: int | str = 0,  # what it is asked to do: number or name of a task
         generator: torch.Generator | None = None,  # of actions and noise, on their device
         mixed_precision: str = "no",  # of the transformers, see `autocast`
-        observation_tokens: ObservationTokens | None = None,  # beside the frames; None: none
     ):
         self.tokenizer = tokenizer
         self.agent = agent
@@ -42,7 +40,6 @@ class Actor:
         self.task = agent.task_number(task)
         self.generator = generator
         self.mixed_precision = mixed_precision
-        self.observation_tokens = observation_tokens
         self.reset()
 
     def reset(self) -> None:
@@ -63,7 +60,7 @@ class Actor:
 
     def _observed(self, observations, num_worlds, device):
         "Tokens (N, 1, num_tokens, latent_dim) of what is observed beside the frames."
-        tokens = self.observation_tokens
+        tokens = self.agent.observation_tokens
         observations = list(observations or [{}] * num_worlds)
         if len(observations) != num_worlds:
             raise ValueError(
@@ -91,7 +88,7 @@ class Actor:
         assert self.dream is not None and self.last_actions is not None
         with autocast(device, self.mixed_precision):
             latents = self.tokenizer.encode(frames, cache=self.encoder_cache)
-            if self.observation_tokens is not None:
+            if self.agent.observation_tokens is not None:
                 beside = self._observed(observations, len(frames), device)
                 latents = torch.cat([latents, beside.to(latents.dtype)], 2)
             features = self.dream.observe(latents, self.last_actions[:, None], known)

@@ -353,7 +353,7 @@ class RunFolder:
 
     def data(self) -> tuple[Recordings, Recordings]:  # for training, held out
         "The converted recordings, split by episode"
-        recordings = Recordings(self.out / "converted")
+        recordings = Recordings(self.out / "converted", self.agent_tasks)
         return recordings.split(self.config.data.held_out, self.seed)
 
     def converted_from(self) -> set[str]:  # names, also of those that were set aside
@@ -369,6 +369,12 @@ class RunFolder:
     def tasks(self) -> tuple[str, ...]:
         "The names of the worlds' tasks that the run learns, most often one."
         return tuple(self.config.data.task.split("+"))
+
+    @property
+    def agent_tasks(self) -> tuple[str, ...]:
+        "The names of the tasks that the agent tells apart, in the order of their numbers."
+        noted = self.state["stages"].get("convert", {}).get("tasks", ())  # none in old runs
+        return self.config.agent.tasks or tuple(noted)
 
     def task(
         self,
@@ -406,7 +412,7 @@ class RunFolder:
             config.tokenizer.num_latents,
             config.tokenizer.latent_dim,
             codec,
-            config.agent.num_tasks,
+            max(config.agent.num_tasks, len(self.agent_tasks)),
         )
         if name == "dynamics":
             return dynamics
@@ -415,7 +421,7 @@ class RunFolder:
                 f"{self.out}/converted: no recording has actions for an agent to copy. "
                 "Hint: convert some that have"
             )
-        return Agent(dynamics, codec, config.agent)
+        return Agent(dynamics, codec, config.agent, self.agent_tasks)
 
     def trained(
         self,

@@ -136,6 +136,23 @@ def _convert_own_part(run: RunFolder, settings: dict[str, Any]) -> None:
     wait_for_everyone()
 
 
+def _tasks_of(run: RunFolder) -> list[str]:
+    "The tasks of the converted recordings in the order of their numbers; a line names several"
+    ordered = run.config.agent.tasks or (run.tasks if len(run.tasks) > 1 else ())
+    recordings = Recordings(run.out / "converted", ordered)
+    counts = np.bincount(recordings.task_index + 1, minlength=len(recordings.tasks) + 1)
+    absent = [name for name, n in zip(recordings.tasks, counts[1:], strict=True) if not n]
+    if absent and len(run.tasks) > 1:
+        raise RunError(
+            f"{run.out}/converted: no recording of the task {', '.join(absent)}. "
+            f"Hint: look for the reason in {run.out}/converted/summary.csv"
+        )
+    if len(recordings.tasks) > 1 and run.progress:
+        named = zip(recordings.tasks, counts[1:], strict=True)
+        print("tasks: " + ", ".join(f"{name} {n}" for name, n in named))
+    return list(recordings.tasks)
+
+
 def convert_recordings(
     run: RunFolder,  # with recordings of its own, or of `use_recordings`
 ) -> None:
@@ -157,6 +174,7 @@ def convert_recordings(
             kept = [row for row in rows if row["status"] != "set aside"]
             note["frames"] = sum(row["steps"] + 1 for row in kept)
             note["set_aside"] = len(rows) - len(kept)
+            note["tasks"] = _tasks_of(run)
 
 # %% ../../nbs/run/03_stages.ipynb #2f03a007
 def stage_windows(
