@@ -420,6 +420,9 @@ def read_lerobot(
     )
 
 
+_NUMBERS = ("action", "next.reward", "next.done", "next.truncated")
+
+
 def _wanted_columns(data):
     "The columns of a table that are read: those of the features that are numbers."
     wanted = []
@@ -428,7 +431,7 @@ def _wanted_columns(data):
         if kind == "image" and name == data.camera:
             wanted.append(name)
         elif kind.startswith(("float", "int", "uint", "bool")):
-            if name.startswith(("observation.", "next.")) or name == "action":
+            if name.startswith("observation.") or name in _NUMBERS:
                 wanted.append(name)
     extra = ["task_index"] if "task_index" in data.info["features"] else []
     return [*wanted, *extra, "episode_index"]
