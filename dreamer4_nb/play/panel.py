@@ -219,12 +219,12 @@ class PanelSettings:
         player: Player,  # whose settings the widgets begin with
     ):
         w, _ = import_widgets()
-        self.layout = w.Layout(width="240px")
+        self.layout = w.Layout(width="234px")
         self.style = {"description_width": "84px"}
         self.agent = w.ToggleButton(
             description="let the agent play",
             disabled=not player.policies,
-            layout=w.Layout(width="240px"),
+            layout=w.Layout(width="234px"),
         )
         self.policy = self._make(w.Dropdown, "policy", options=list(reversed(player.policies)))
         self.temperature = self._slider(w.FloatSlider, "temperature", 0.0, 1.0, 1.0, step=0.05)
