@@ -29,6 +29,8 @@ from dreamer4_nb.worlds.registry import Task, find_task
 from dreamer4_nb.worlds.vector import VectorWorlds
 from dreamer4_nb.worlds.world import PlayerKind
 
+# what is lost is looked at where it matters
+pytestmark = pytest.mark.filterwarnings("ignore:.*(rounded|not shown|does nothing)")
 PICTURE = spaces.Box(0, 255, (24, 32, 3), np.uint8)
 
 
@@ -287,7 +289,8 @@ def test_a_camera_of_one_number_turns_to_the_right():
 
 
 def test_bins_and_what_they_lose():
-    world = started(Fake(spaces.Box(-1, 1, (1,))), bins=3)
+    with pytest.warns(UserWarning, match="^Fake: numbers are rounded to 3 bins each: action"):
+        world = started(Fake(spaces.Box(-1, 1, (1,))), bins=3)
     assert world.space.choices["action.0"] == ("-1", "0", "1")
     assert world.named_action([0.4]) == {"action.0": "0"}
     assert world.lost == ("numbers are rounded to 3 bins each: action (off by up to 0.5)",)

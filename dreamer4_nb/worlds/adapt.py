@@ -15,6 +15,7 @@ import importlib
 import inspect
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -814,6 +815,8 @@ class AdaptedWorld(World):
         self.action_space = self._env.action_space
         self.observation_space = spaces.Box(0, 255, (*size, 3), np.uint8)
         self._has_begun = False
+        if self.lost:  # a text is shown once in a process
+            warnings.warn(f"{self.name}: {'; '.join(self.lost)}", stacklevel=2)
 
     def _open(self, env, wrappers, *view):
         "The environment, and what its observations hold; drawn if they hold no picture"
