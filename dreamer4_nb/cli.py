@@ -223,15 +223,14 @@ class RecordCommand:
         from dreamer4_nb.worlds.record import record
         from dreamer4_nb.worlds.registry import find_task
 
-        options = dict(DataConfig(world_options=self.world_options).world_options)
+        pairs = tuple(self.world_options.items())
+        options = dict(DataConfig(world_options=pairs).world_options)
         try:
             task = find_task(self.task, options)
             player = player_from(self.player) if self.player else None
         except ValueError as error:
             raise UsageError(str(error)) from None
-        folders = record(
-            self.out, task, self.episodes, self.seed, self.view, player=player
-        )
+        folders = record(self.out, task, self.episodes, self.seed, self.view, player=player)
         print(f"{len(folders)} episodes in {self.out}")
 
 

@@ -75,7 +75,8 @@ def check_fits(
         known = "no actions" if codec is None else ", ".join(codec.space.names)
         raise RunError(
             f"{run.out}/converted: actions: {known}, but the world {task} has "
-            f"{', '.join(world.space.names)}. Hint: name the world of the recordings as data.task"
+            f"{', '.join(world.space.names)}. "
+            "Hint: name the world of the recordings as data.task"
         )
     world.reset(seed=0)
     size = world.frame().shape[:2]
@@ -83,8 +84,8 @@ def check_fits(
     expected = run.config.tokenizer.frame_size
     if size != expected:
         raise RunError(
-            f"{run.out}/run.json: config.tokenizer.image_size: {expected}, but the world {task} "
-            f"shows {size}. Hint: convert the recordings to that size and train on them"
+            f"{run.out}/run.json: config.tokenizer.image_size: {expected}, "
+            f"but the world {task} shows {size}. Hint: convert the recordings to that size and train on them"
         )
 
 # %% ../../nbs/run/05_evaluate.ipynb #2f05a007

@@ -381,7 +381,7 @@ class RunFolder:
         name: str,  # one of `tasks`
     ) -> Task:
         "All that is known about a task, with the options that the run's worlds are made with"
-        options = dict(self.config.data.world_options)
+        options: dict[str, Any] = dict(self.config.data.world_options)
         if ":" in name:  # anybody's world shows what the tokenizer reads
             options.setdefault("image_size", self.config.tokenizer.frame_size)
         return find_task(name, options)

@@ -403,7 +403,7 @@ class CrafterWorld(CrafterState, World):
         if self.task.survival and self.elapsed % 10 == 0:
             self._balance.step()
         self.terminated = bool(self._player.health <= 0)
-        self.truncated = not self.terminated and self.elapsed >= self.num_steps
+        self.truncated = not self.terminated and self.elapsed >= self.task.num_steps
         frame = self.render()
         reward = self._reward(self.achievements)
         return frame, reward, self.terminated, self.truncated, self._info()

@@ -173,7 +173,8 @@ class MineRLWorld(World):
         frame, other = self._split(observation)
         self.elapsed += 1
         # the server's own clock may end an episode early and not say so
-        out_of_time = self.elapsed >= self.num_steps - 2 or bool(info.get("TimeLimit.truncated"))
+        is_late = self.num_steps is not None and self.elapsed >= self.num_steps - 2
+        out_of_time = is_late or bool(info.get("TimeLimit.truncated"))
         self.truncated = bool(done) and out_of_time
         self.terminated = bool(done) and not out_of_time
         return frame, float(reward), self.terminated, self.truncated, info | other

@@ -54,7 +54,7 @@ class Task:
     milestones: tuple[str, ...] = ()
     views: tuple[str, ...] = ()  # values of the world's argument `view`; (): it has none
     players: tuple[PlayerKind, ...] = ()  # who records it; (): random actions
-    expert: Callable[..., WorldPlayer] | None = None  # the best scripted player; None: there is none
+    expert: Callable[..., WorldPlayer] | None = None  # the best scripted player, if any
     most_open: int = 0  # worlds that may be open at once; 0: any number
     # of size laptop for this task, by dotted name, such as {'imagination.horizon': 15}
     settings: Mapping[str, Any] = field(default_factory=dict)

@@ -14,7 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from .tasks import GRASS, MATERIAL, MATERIALS, WALKABLE_MATERIALS, CrafterTask
+from dreamer4_nb.worlds.tasks import (
+    GRASS,
+    MATERIAL,
+    MATERIALS,
+    WALKABLE_MATERIALS,
+    CrafterTask,
+)
 
 # %% ../../nbs/worlds/02_terrain.ipynb #cb9821e9
 GRADIENTS = np.array(

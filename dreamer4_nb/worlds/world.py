@@ -56,7 +56,7 @@ class World(gymnasium.Env):
 
     def frame(self) -> np.ndarray:  # uint8 (height, width, 3)
         "The newest picture."
-        return self.render()
+        return np.asarray(self.render(), np.uint8)
 
     def observations(self) -> dict[str, Any]:  # name -> number, text or array
         "What is observed beside the picture, by MineRL's names, such as 'inventory$log'."
