@@ -240,6 +240,11 @@ class DataConfig:
     # event that pays 1 in recordings with a log, a name in chapter
     # "Videos, with a log or without"; None: no rewards
     event: Name | None = None
+    # camera of recordings that have several, such as 'top' (chapter "LeRobot's folders");
+    # None: the only one
+    picture: Name | None = None
+    # classes per number, where the recordings' actions are numbers; ours
+    bins: TwoOrMore = 7
     # adds to the rewards what the inventory is worth: 'none', 'raw' (the review's) or
     # 'potential' (chapter "Rewards of one's own")
     shaping: Shaping = "none"

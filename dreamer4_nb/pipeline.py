@@ -264,7 +264,7 @@ def train(
     check_device(device)
     stages_up_to(upto)
     if recordings is not None:
-        find_recordings(recordings)
+        find_recordings(recordings, config.data.picture)
     elif config.data.task == "recordings":
         raise ValueError(
             "recordings = None: data.task = 'recordings' needs a folder of recordings. "

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..data.convert import convert, find_recordings
+from ..data.convert import convert
 from ..data.dataset import LatentStore, Recordings
 from ..data.windows import Batch, SequenceSampler
 from ..evaluation.reward_head import reward_scores
@@ -387,34 +387,6 @@ def check_run(
             yield from check_stage(run, stage)
 
 # %% ../../nbs/run/09_checks.ipynb #73f16431
-def _files_of(
-    recording: Path,  # folder of an episode, or a video
-) -> list[Path]:
-    "What belongs to a recording: the log of a video, the files beside an episode's folder"
-    if recording.suffix == ".mp4":
-        log = recording.with_suffix(".jsonl")
-        return [recording, log] if log.exists() else [recording]
-    return [recording] + [path for path in recording.parent.iterdir() if path.is_file()]
-
-
-def _convert_sample(
-    source: Path,  # folder of recordings
-    folder: Path,  # empty
-    count: int,  # recordings
-) -> Path:  # folder of the converted ones
-    "Convert the first recordings of a folder"
-    environment, recordings = find_recordings(source)
-    links = folder / environment
-    links.mkdir()
-    for recording in recordings[:count]:
-        for path in _files_of(recording):
-            link = links / path.name
-            if not link.is_symlink():
-                link.symlink_to(path.resolve())
-    convert(links, folder / "converted", progress=False)
-    return folder / "converted"
-
-
 def check_path(
     path: Path | str,  # folder of a run, of converted recordings, or of recordings
     sample: int = 60,  # recordings that are converted
@@ -430,7 +402,8 @@ def check_path(
         return
     with tempfile.TemporaryDirectory() as folder:
         if not (path / "dataset.json").exists():
-            path = _convert_sample(path, Path(folder), sample)
+            convert(path, Path(folder) / "converted", progress=False, limit=sample)
+            path = Path(folder) / "converted"
         recordings = Recordings(path)
         yield from check_labels_and_rewards(recordings)
         yield from check_alignment(recordings)

@@ -106,7 +106,7 @@ def name_new_recordings(
     new: list[str] = []
     with suppress(OSError, ValueError):  # a folder that is gone has nothing new
         known = run.converted_from()
-        for path in find_recordings(source)[1]:
+        for path in find_recordings(source, run.config.data.picture)[1]:
             name = path.stem if path.suffix == ".mp4" else path.name
             if name not in known:
                 new.append(name)
@@ -121,8 +121,10 @@ def name_new_recordings(
 
 def _convert_own_part(run: RunFolder, settings: dict[str, Any]) -> None:
     "Convert every n-th recording, where n processes share them"
-    env_id, recordings = find_recordings(_source(run))
-    space = find_action_space(env_id, recordings)
+    env_id, recordings = find_recordings(_source(run), settings["picture"])
+    space = find_action_space(
+        env_id, recordings, settings["picture"], settings["bins"]
+    )
     size = settings["image_size"]
     for path in recordings[run.rank :: run.processes]:
         convert_one(
@@ -132,6 +134,8 @@ def _convert_own_part(run: RunFolder, settings: dict[str, Any]) -> None:
             (size, size) if isinstance(size, int) else tuple(size),
             settings["event"],
             settings["shaping"],
+            settings["picture"],
+            settings["bins"],
         )
     wait_for_everyone()
 
@@ -162,6 +166,8 @@ def convert_recordings(
         "image_size": config.tokenizer.image_size,
         "event": config.data.event,
         "shaping": None,
+        "picture": config.data.picture,
+        "bins": config.data.bins,
     }
     if config.data.shaping != "none":
         settings["shaping"] = [config.data.shaping, config.imagination.gamma]
