@@ -15,9 +15,12 @@ from dreamer4_nb.files import RecordingError, with_checksum, write_json
 from dreamer4_nb.models.agent import Agent, agent_loss
 from dreamer4_nb.models.dynamics import Dynamics
 from dreamer4_nb.models.tokenizer import Tokenizer
+from dreamer4_nb.pipeline import configure
 from dreamer4_nb.policy.actor import Actor
 from dreamer4_nb.policy.cloning import bc_features
 from dreamer4_nb.policy.rollout import RecordedRollouts, WorldModelRollouts, imagine
+from dreamer4_nb.run.folder import RunError
+from dreamer4_nb.run.run import Run
 
 CODEC = ActionCodec(ActionSpace.flat(["noop", "left", "right"]))
 STEPS = 20
@@ -352,3 +355,54 @@ def test_the_actor_plays_what_it_is_asked_for(knows):
         for task in (number, name):
             actions = Actor(tokenizer, knows, task=task, temperature=0).act(frames)
             assert (actions == number + 1).float().mean() > 0.8
+
+
+# ---- a run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    "A run on two tasks, recorded and converted"
+    pytest.importorskip("crafter")
+    pytest.importorskip("av")
+    config = configure("smoke", "drink+collect_wood").change({"data.episodes": 8})
+    new = Run(tmp_path_factory.mktemp("two") / "run", config, progress=False)
+    new.record()
+    new.convert()
+    return new
+
+
+def test_a_run_gives_every_task_its_number_in_the_order_it_was_asked_for(run):
+    assert run.agent_tasks == ("drink", "collect_wood")
+    for part in run.data():
+        assert part.tasks == run.agent_tasks
+        assert set(part.task_index.tolist()) == {0, 1}
+        for i, name in enumerate(part.names):
+            assert part.tasks[part.task_index[i]] in name
+    agent = run.build("agent")
+    assert agent.num_tasks == 2
+    assert agent.task_number("collect_wood") == 1
+    assert Run(run.out, progress=False).agent_tasks == run.agent_tasks
+
+
+def test_tasks_that_the_configuration_does_not_name_are_refused(run):
+    config = run.config.change({"agent.tasks": ("drink", "swim")})
+    unnamed = Run(run.out, progress=False)
+    unnamed.config = config
+    with pytest.raises(RecordingError, match="task: collect_wood, but the tasks are drink"):
+        unnamed.data()
+
+
+def test_a_run_older_than_names_is_of_one_task(run):
+    old = Run(run.out, progress=False)
+    old.state = {**old.state, "stages": {"convert": {"minutes": 0.1}}}
+    assert old.agent_tasks == ()
+    agent = old.build("agent")
+    assert (agent.num_tasks, agent.task_number("collect_wood")) == (1, 0)
+
+
+def test_a_task_without_recordings_is_named(run):
+    other = Run(run.out, progress=False)
+    other.config = run.config.change({"data.task": "drink+collect_wood+tools"})
+    with pytest.raises(RunError, match="no recording of the task tools. Hint"):
+        other.convert()
