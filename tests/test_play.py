@@ -46,8 +46,8 @@ def run(tmp_path_factory):
 
 def short_run(folder, task, **options):
     "A run that has learned nothing from six short recordings of a task"
-    found = find_task(task)
-    short = replace(found, options=found.options | {"num_steps": 40} | options)
+    registered = find_task(task)
+    short = replace(registered, options=registered.options | {"num_steps": 40} | options)
     record(folder / "recorded", short, 6, progress=False)
     run = Run(folder / "run", named("smoke"), progress=False)
     run.use_recordings(folder / "recorded")
@@ -368,17 +368,17 @@ def check_keys(page):
 
 def check_mouse(page):
     "The mouse turns the head, its button attacks"
-    box = page.locator(f"{SCREEN} canvas").bounding_box()
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    place = page.locator(f"{SCREEN} canvas").bounding_box()
+    x, y = place["x"] + place["width"] / 2, place["y"] + place["height"] / 2
     for sign, across, down in (("→", 80, 0), ("↓", 0, 80), ("←", -80, 0), ("↑", 0, -80)):
         before = steps_at_rest(page)
-        seen = picture(page)
+        before_turn = picture(page)
         page.mouse.move(x + across, y + down, steps=4)
         wait_for_steps(page, before + 1)
         steps_at_rest(page)
         assert set(signs(page)[before:]) == {sign}
-        half = seen.shape[1] // 2
-        assert (picture(page)[:, half:] != seen[:, half:]).any(), "the true world turns"
+        half = before_turn.shape[1] // 2
+        assert (picture(page)[:, half:] != before_turn[:, half:]).any(), "the true world turns"
         x, y = x + across, y + down
     before = steps_at_rest(page)
     page.mouse.down()
