@@ -137,7 +137,7 @@ class Start:
         config = configure(task=task, seed=seed, minutes=asked, config=unscaled)
         try:
             check_task(config)
-        except ValueError as error:
+        except (ValueError, ImportError) as error:
             raise UsageError(str(error)) from None
         return config
 
@@ -228,7 +228,7 @@ class RecordCommand:
         try:
             task = find_task(self.task, options)
             player = player_from(self.player) if self.player else None
-        except ValueError as error:
+        except (ValueError, ImportError) as error:
             raise UsageError(str(error)) from None
         folders = record(self.out, task, self.episodes, self.seed, self.view, player=player)
         print(f"{len(folders)} episodes in {self.out}")

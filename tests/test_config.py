@@ -25,7 +25,7 @@ from dreamer4_nb.config import (
 
 # class, the value that is wrong, and what the one line must say
 WRONG = [
-    (DataConfig, {"task": "collect_wod"}, "data.task = 'collect_wod': must be 'collect_wood'"),
+    (DataConfig, {"view": "gird"}, "data.view = 'gird': must be 'grid'"),
     (DataConfig, {"held_out": 1.0}, "data.held_out = 1.0: must be a number between 0 and 1"),
     (DataConfig, {"seed": True}, "data.seed = True: must be a whole number"),
     (DataConfig, {"sede": 1}, "data.sede: unknown field. Did you mean 'seed'?"),
