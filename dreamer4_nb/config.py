@@ -248,6 +248,10 @@ class DataConfig:
     # adds to the rewards what the inventory is worth: 'none', 'raw' (the review's) or
     # 'potential' (chapter "Rewards of one's own")
     shaping: Shaping = "none"
+    # what is observed beside the picture and read with it, by flat name such as compass$angle;
+    # inventory$* is all that begins like it
+    # (chapter "What is observed beside the picture"); ours
+    observations: tuple[Name, ...] = ()
     # seed of worlds, players and of everything trained on them; ours
     seed: Count = 0
 
