@@ -12,7 +12,9 @@ from dreamer4_nb.data.observations import Observation, ObservationTokens
 from dreamer4_nb.models.agent import Agent
 from dreamer4_nb.models.dynamics import Dynamics
 from dreamer4_nb.models.tokenizer import Tokenizer
+from dreamer4_nb.pipeline import configure, run_all
 from dreamer4_nb.policy.actor import Actor
+from dreamer4_nb.run.run import Run
 
 CODEC = ActionCodec(ActionSpace.flat(["left", "right"]))
 
@@ -163,3 +165,29 @@ def test_the_actor_wants_what_it_has_learned_to_read():
         actor.act(frames, [dict(other=3)] * 2)
     with pytest.raises(ValueError, match="observations: of 1 worlds, frames: of 2"):
         actor.act(frames, [dict(angle=90)])
+
+
+# ---- a run
+
+
+def test_a_run_puts_observations_behind_its_latents_and_learns_both(tmp_path):
+    pytest.importorskip("crafter")
+    pytest.importorskip("av")
+    changes = {
+        "data.episodes": 4,
+        "data.held_out": 0.5,
+        "data.observations": ("inventory$w*",),
+    }
+    config = configure("smoke").change(changes | {"dynamics.frame_stack": True})
+    run = run_all(Run(tmp_path / "run", config, progress=False), "dynamics")
+    tokens = Run(tmp_path / "run", progress=False).observation_tokens()
+    assert {o.name.partition("$")[0] for o in tokens.observations} == {"inventory"}
+    train, _ = run.data()
+    latents = run.latents()[train.names[0]]
+    packed = tokens.pack(train.observations(0), len(latents))
+    assert latents.shape[1:] == (8 + tokens.num_tokens, 8)
+    assert np.allclose(latents[:, 8:], packed, atol=1e-3)
+    agent = run.build("agent")
+    assert agent.dynamics.latent_shape == latents.shape[1:]
+    assert agent.dynamics.grid == (2, 2)
+    assert agent.observation_tokens.to_dict() == tokens.to_dict()

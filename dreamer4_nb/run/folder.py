@@ -22,6 +22,7 @@ import torch
 import dreamer4_nb
 from ..config import Config, config_from_dict
 from ..data.dataset import LatentStore, Recordings
+from ..data.observations import ObservationTokens
 from ..evaluation.in_worlds import world_seeds
 from ..files import atomic_file, read_json, with_checksum, write_json
 from ..models.agent import Agent
@@ -361,6 +362,11 @@ class RunFolder:
         with open(self.out / "converted" / "summary.csv", newline="") as file:
             return {row["name"] for row in csv.DictReader(file)}
 
+    def observation_tokens(self) -> ObservationTokens | None:
+        "How what is observed beside the picture was encoded; None: it was not."
+        noted = self.state["stages"].get("encode", {}).get("observations")
+        return ObservationTokens.from_dict(noted) if noted else None
+
     def latents(self) -> LatentStore:
         "The latents of all episodes, as the stage encode left them"
         return LatentStore(self.out / "latents")
@@ -407,12 +413,15 @@ class RunFolder:
         if name == "tokenizer":
             return Tokenizer(config.tokenizer)
         codec = Recordings(self.out / "converted").codec
+        tokens = self.observation_tokens()
+        extra_latents = tokens.num_tokens if tokens else 0
         dynamics = Dynamics(
             config.dynamics,
-            config.tokenizer.num_latents,
+            config.tokenizer.num_latents + extra_latents,
             config.tokenizer.latent_dim,
             codec,
             max(config.agent.num_tasks, len(self.agent_tasks)),
+            extra_latents=extra_latents,
         )
         if name == "dynamics":
             return dynamics
@@ -421,7 +430,7 @@ class RunFolder:
                 f"{self.out}/converted: no recording has actions for an agent to copy. "
                 "Hint: convert some that have"
             )
-        return Agent(dynamics, codec, config.agent, self.agent_tasks)
+        return Agent(dynamics, codec, config.agent, self.agent_tasks, tokens)
 
     def trained(
         self,

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from ..config import StageConfig
 from ..data.convert import convert, convert_one, find_action_space, find_recordings
 from ..data.dataset import LatentStore, Recordings
+from ..data.observations import ObservationTokens
 from ..data.windows import Batch, SequenceSampler
 from ..models.agent import Agent, agent_loss
 from ..models.dynamics import dynamics_loss
@@ -455,6 +456,30 @@ def encode_episode(
     return encode_together(model, [frames], device, chunk)[0]
 
 
+def _fit_observations(run: RunFolder) -> ObservationTokens | None:
+    "How the observations that the configuration names become tokens; None: it names none"
+    names = run.config.data.observations
+    if not names:
+        return None
+    train, _ = run.data()
+    packing = run.config.dynamics.packing
+    return ObservationTokens.fit(train, names, run.config.tokenizer.latent_dim, packing)
+
+
+def _with_observations(
+    recordings: Recordings,
+    episodes: Sequence[int],
+    latents: Sequence[torch.Tensor],
+    tokens: ObservationTokens,
+) -> list[torch.Tensor]:
+    "The latents of some episodes, and behind them the tokens of what else was observed"
+    extended = []
+    for i, of_picture in zip(episodes, latents, strict=True):
+        packed = torch.from_numpy(tokens.pack(recordings.observations(i), len(of_picture)))
+        extended.append(torch.cat([of_picture, packed], 1))
+    return extended
+
+
 def encode_recordings(
     run: RunFolder,  # done up to tokenizer
 ) -> None:
@@ -464,6 +489,7 @@ def encode_recordings(
     precision = run.config.tokenizer_training.mixed_precision
     together = frames_together(model, run.device)
     folder = run.out / "latents"
+    tokens = _fit_observations(run)
     # the same groups for any number of processes; short films beside short ones
     order = np.argsort(recordings.steps, kind="stable")
     groups = grouped([int(recordings.steps[i]) + 1 for i in order], together)
@@ -477,8 +503,12 @@ def encode_recordings(
                 latents = encode_together(
                     model, films, run.device, frames=together, mixed_precision=precision
                 )
+                if tokens is not None:
+                    latents = _with_observations(recordings, episodes, latents, tokens)
                 LatentStore.write(folder, names, latents)
         note["frames"] = int((recordings.steps + 1).sum())
+        if tokens is not None:
+            note["observations"] = tokens.to_dict()
 
 # %% ../../nbs/run/03_stages.ipynb #2f03a017
 def train_dynamics(
