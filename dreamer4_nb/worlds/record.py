@@ -60,7 +60,8 @@ def record(
     kind: str | None = None,  # name of a kind of the task's players, to have only that one
     # (i, n): only every n-th episode, from the i-th on, so that n processes share the work
     part: tuple[int, int] = (0, 1),
-    # called with noise=, seed=, name= in place of the task's own kinds of players
+    # called with noise= and seed=, in place of the task's own kinds of players; its noise is
+    # drawn from 0 to 0.9, since a model that has seen only success expects it
     player: Callable[..., WorldPlayer] | None = None,
     # for recordings of several tasks, which lie together; None: the world's `env_id`
     folder: str | None = None,
@@ -83,7 +84,8 @@ def record(
         if player is None:
             playing = draw_player(task, rng, kind)
         else:
-            playing = player(noise=0.0, seed=int(rng.integers(2**31)), name="player")
+            noise = float(rng.uniform(0.0, 0.9))
+            playing = player(noise=noise, seed=int(rng.integers(2**31)))
         world_seed = int(rng.integers(2**63))
         record_episode(root, world, name, playing, world_seed, task.name, folder)
     world.close()
