@@ -127,7 +127,7 @@ def test_there_is_only_the_dream_where_no_world_fits(copy, change, word):
     [
         (dict(task=None), "names no seed"),
         (dict(task="collect_wood", view="grid"), "not those of task collect_wood"),
-        (dict(action_repeat=3), "looks different"),
+        (dict(world_options={"action_repeat": 3}), "looks different"),
     ],
 )
 def test_a_world_of_keys_that_does_not_fit(keys_copy, change, word):

@@ -97,7 +97,8 @@ class Source:
     "A folder of recordings, and what kind of recordings it holds."
 
     kind: str  # MineRL, Minari, LeRobot, VPT or video
-    env_id: str  # name of the environment, or of the folder where none is named
+    # name of the environment, or of the folder where none is named; several are joined by +
+    env_id: str
     recordings: list[
         Path
     ]  # folders, videos, or ROOT/episode_000000 of a data set in one piece
@@ -119,16 +120,29 @@ def look_at(
         if episodes:
             environments[folder] = episodes
     data_sets = [] if environments else _data_sets_below(source)
-    if len(environments) + len(data_sets) > 1:
-        names = ", ".join(sorted(f.name for f in [*environments, *data_sets]))
+    if len(data_sets) > 1:
+        names = ", ".join(sorted(folder.name for folder in data_sets))
         hint = "convert one at a time"
         raise recording_error(source, "folder", f"several environments ({names})", hint)
     if environments:
-        ((folder, episodes),) = environments.items()
-        return Source("MineRL", folder.resolve().name, episodes)
+        return _look_at_environments(environments)
     if data_sets:
         return _look_at_data_set(data_sets[0], picture)
     return _look_at_videos(source)
+
+
+def _look_at_environments(environments):
+    "The recordings of one environment, or of several, which are then learned together."
+    by_name: dict[str, Path] = {}
+    for folder in sorted(environments):
+        for path in environments[folder]:
+            if path.name in by_name:
+                problem = f"the same as that of {by_name[path.name]}"
+                hint = "rename one of them, or convert one environment at a time"
+                raise recording_error(path, "name", problem, hint)
+            by_name[path.name] = path
+    names = sorted(folder.resolve().name for folder in environments)
+    return Source("MineRL", "+".join(names), list(by_name.values()))
 
 
 def _look_at_data_set(root, picture):
@@ -248,6 +262,27 @@ def find_action_space(
         return open_minari(recordings[0].parent, picture).action_space(bins)
     if kind == "LeRobot":
         return open_lerobot(recordings[0].parent, picture).action_space(bins)
+    by_environment: dict[str, list[Path]] = {}
+    for path in recordings:
+        by_environment.setdefault(path.parent.resolve().name, []).append(path)
+    if len(by_environment) < 2:
+        return _named_space(env_id, recordings)
+    spaces = {name: _named_space(name, paths) for name, paths in by_environment.items()}
+    (first, expected), *others = spaces.items()
+    for name, space in others:
+        if space != expected:
+            problem = f"{_names(space)} in {name}, {_names(expected)} in {first}"
+            hint = "an agent has one action space: convert one environment at a time"
+            raise recording_error(recordings[0].parent.parent, "action_space", problem, hint)
+    return expected
+
+
+def _names(space):
+    return "unknown" if space is None else ", ".join(space.names)
+
+
+def _named_space(env_id, recordings):
+    "The action space that one of the recordings names, or MineRL's for its own environments."
     for folder in recordings:
         try:
             named = read_metadata(folder / "metadata.json").get("action_space")
@@ -383,10 +418,21 @@ def convert_one(
     except Exception as error:  # whatever is wrong with one, the others go ahead
         return dict(name=name, status="set aside", reason=one_line(error) or repr(error))
     line = _summary(name, episode, components)
+    line |= _task_of(path, episode)
     info = line | dict(made_from=made_from, metadata=episode.info)
     with atomic_folder(folder) as new:
         _save(new, episode, components, info)
     return line | dict(status="converted", reason="")
+
+
+def _task_of(path, episode):
+    "What a line says of the task: that of the metadata, else the environment if labelled."
+    if "task" in episode.info:
+        return dict(task=episode.info["task"])
+    if _kind_of(path) != "MineRL":
+        return {}
+    is_labelled = episode.actions is not None or episode.rewards is not None
+    return dict(task=path.parent.resolve().name if is_labelled else None)
 
 
 def _read_recording(path, name, image_size, event, picture, bins):
@@ -414,7 +460,7 @@ def _read_recording(path, name, image_size, event, picture, bins):
 # %% ../../nbs/data/06_convert.ipynb #8ddc5266
 _COLUMNS = (
     *("name", "status", "steps", "total_reward", "terminated"),
-    *("has_actions", "has_rewards", "player", "reason"),
+    *("has_actions", "has_rewards", "player", "task", "reason"),
 )  # of the summary
 
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FIRST_SEED', 'ActFunction', 'EVALUATION_VERSION', 'PlayerFactory', 'UNTRAINED', 'world_seeds', 'landscape',
-           'check_fresh', 'play_worlds', 'random_player', 'scripted_player', 'random_returns', 'scripted_returns',
-           'fingerprint', 'EvaluationCache', 'evaluation_seed', 'EvaluationCell', 'known_cells', 'share_cells',
-           'evaluate_policies', 'expert_copy']
+           'check_fresh', 'act_in', 'play_worlds', 'random_player', 'scripted_player', 'random_returns',
+           'scripted_returns', 'fingerprint', 'EvaluationCache', 'evaluation_seed', 'EvaluationCell', 'known_cells',
+           'share_cells', 'evaluate_policies', 'expert_copy']
 
 # %% ../../nbs/evaluation/02_in_worlds.ipynb #1c07d536
 import hashlib
@@ -81,6 +81,18 @@ def check_fresh(
     return len(episode_of)
 
 # %% ../../nbs/evaluation/02_in_worlds.ipynb #a74644a3
+def act_in(
+    player: Any,  # with `act`
+    worlds: VectorWorlds,  # that it plays
+    frames: np.ndarray,  # uint8 (N, 3, height, width), their newest ones
+) -> torch.Tensor:  # (N, components) long
+    "Class numbers of a player's actions; it is given observations if it reads them."
+    agent = getattr(player, "agent", None)
+    if getattr(agent, "observation_tokens", None) is None:
+        return player.act(frames)
+    return player.act(frames, [world.observations() for world in worlds.worlds])
+
+
 @torch.no_grad()
 def play_worlds(
     worlds: VectorWorlds,  # stepped together, one episode each
@@ -102,7 +114,7 @@ def play_worlds(
     filmed = [frames[:film]]
     while not over.all():
         if hasattr(player, "act"):
-            actions = worlds.decode(player.act(frames))
+            actions = worlds.decode(act_in(player, worlds, frames))
         else:
             actions = player(worlds, frames)
         frames, rewards, terminated, truncated = worlds.step(actions)

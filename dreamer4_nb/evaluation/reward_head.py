@@ -131,9 +131,12 @@ def reward_scores(
         on_device.latents,
         on_device.actions,
         on_device.action_mask,
+        on_device.task,
         generator=torch.Generator().manual_seed(seed),
     )
     predicted, _ = agent.predict_reward_and_continue(features)
     counted = batch.reward_mask.clone()
+    if batch.task is not None:  # rewards of no task are nobody's to predict
+        counted &= (batch.task >= 0)[:, None]
     counted[:, : length // 4] = False
     return diagnose_reward_head(predicted.cpu()[counted], batch.rewards[counted])

@@ -239,21 +239,36 @@ def rollout_scores(
 # %% ../../nbs/evaluation/05_world_model.ipynb #24b0c0d2
 def _play_episode(worlds, actor, steps):
     """Frames (N, steps + 1, C, H, W); the action that led to each; rewards and whether the
-    episode was still running (N, steps)."""
+    episode was still running (N, steps); what each of N worlds observed, step by step."""
     frames = [worlds.reset()]
+    observed: list[list[dict]] = []
     actions = []
     rewards = []
     running = []
     for _ in range(steps):
         running.append([not (w.terminated or w.truncated) for w in worlds.worlds])
-        action = actor.act(frames[-1])
+        observed.append([world.observations() for world in worlds.worlds])
+        reads_them = actor.agent.observation_tokens is not None
+        action = actor.act(frames[-1], observed[-1] if reads_them else None)
         frame, reward, *_ = worlds.step(worlds.decode(action))
         actions.append(action)
         frames.append(frame)
         rewards.append(reward)
     nothing = torch.zeros_like(actions[0])
     led_to = torch.stack([nothing, *actions], 1)
-    return np.stack(frames, 1), led_to, np.stack(rewards, 1), np.array(running).T
+    rewards = np.stack(rewards, 1)
+    return np.stack(frames, 1), led_to, rewards, np.array(running).T, observed
+
+
+def _encode_context(tokenizer, agent, frames, observed):
+    "Latents (N, T, L, D) of frames (N, T, C, H, W) and of what was observed beside them."
+    device = module_device(agent)
+    latents = tokenizer.encode(torch.from_numpy(frames).to(device))
+    tokens = agent.observation_tokens
+    if tokens is None:
+        return latents
+    beside = np.stack([tokens.pack_worlds(worlds) for worlds in observed], 1)
+    return torch.cat([latents, torch.from_numpy(beside).to(latents)], 2)
 
 
 def _round_all(values):
@@ -282,13 +297,13 @@ def imagined_and_real(
     actor = Actor(tokenizer, agent, policy, task=task_index, generator=generator)
     true_worlds = VectorWorlds(task, world_seeds("test", worlds), view)
     played = _play_episode(true_worlds, actor, max(moments) + horizon)
-    frames, actions, rewards, running = played
+    frames, actions, rewards, running, observed = played
     task_numbers = torch.full((worlds,), task_index, device=device)
     imagined = []
     real = []
     for moment in moments:
         past = slice(moment - context + 1, moment + 1)
-        latents = tokenizer.encode(torch.from_numpy(frames[:, past]).to(device))
+        latents = _encode_context(tokenizer, agent, frames[:, past], observed[past])
         rollout = imagine(
             agent,
             latents,

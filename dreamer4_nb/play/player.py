@@ -36,7 +36,7 @@ from ..run.folder import POLICIES, RunError, RunFolder
 from ..run.load import run_folder
 from ..training.distributed import autocast, make_generator
 from ..training.memory import check_device
-from ..worlds.registry import find_task, make_world
+from ..worlds.registry import TASKS, find_task, make_world
 from ..worlds.world import World
 
 # %% ../../nbs/play/01_player.ipynb #7feb1850
@@ -216,12 +216,11 @@ def open_recorded_world(
     metadata: Mapping[str, Any],  # of a recording: `task`, and how its world was made
 ) -> World:  # not begun yet
     "A world such as the one that was recorded; a ValueError for an unknown task"
-    task = find_task(metadata["task"])
-    options = dict(task.options)
-    for name in options.keys() & metadata.keys() - {"task"}:
-        options[name] = metadata[name]
-    task = replace(task, options=options)
-    return make_world(task, metadata.get("view", "grid"))
+    name = metadata["task"]
+    options = metadata.get("world_options", {})
+    if name in TASKS:
+        options = {k: v for k, v in options.items() if k in TASKS[name].options}
+    return make_world(find_task(name, options), metadata.get("view", "grid"))
 
 
 def true_world(
@@ -515,11 +514,11 @@ class Player:
         return played
 
     def _step_world(self, action) -> tuple[np.ndarray | None, float | None]:
-        "Frame (C, H, W) and reward of the true world; a dead player stays where it is"
+        "Frame (C, H, W) and reward of the true world, which stands still once it is over"
         if self.world is None:
             return None, None
         reward = 0.0
-        if not self.world.terminated:
+        if not (self.world.terminated or self.world.truncated):
             named = self.codec.decode(action)
             reward = float(self.world.step(self.world.action_of(named))[1])
         return self.world.frame().transpose(2, 0, 1), reward

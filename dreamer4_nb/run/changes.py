@@ -57,11 +57,13 @@ def first_stage(
     config: Config,  # in which it is changed
 ) -> str:  # in `STAGES`
     "The first stage that a field matters for"
+    if field == "data.observations":
+        return "encode"  # which puts them behind the latents
     if field == "tokenizer.image_size":
         return "convert"  # videos are shrunk to it
     if field == "imagination.gamma" and config.data.shaping != "none":
         return "convert"  # which adds shaped rewards
-    if field == "agent.num_tasks":
+    if field in ("agent.num_tasks", "agent.tasks"):
         return "dynamics"  # which is told the task
     return FIRST_STAGE[field.partition(".")[0]]
 

@@ -214,7 +214,7 @@ def dreamed_rewards(
 ) -> torch.Tensor:  # (B,) the sum over the dreamed steps
     "What a dream under the recorded actions is paid"
     assert batch.latents is not None, "batch: has no latents"
-    task = torch.zeros(len(batch), dtype=torch.long, device=batch.latents.device)
+    task = agent.known_tasks(batch.task, len(batch))
     dream = Dream(agent.dynamics, task, generator=torch.Generator().manual_seed(seed))
     dream.observe(
         batch.latents[:, :context].roll(turn, 0), batch.actions[:, :context].roll(turn, 0)

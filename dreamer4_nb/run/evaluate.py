@@ -60,7 +60,7 @@ def play_policies(
         run.out / folder,
         run.progress,
         run.config.agent_training.mixed_precision,
-        run.tasks.index(task),
+        agent.task_number(task),
     )
 
 

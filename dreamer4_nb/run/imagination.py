@@ -46,6 +46,7 @@ def context_windows(
         horizon=1,
         relevant_fraction=0.5,
         relevant_within=0,
+        with_task=True,
         latents=run.latents(),
         fields=(),
         seed=run.seed + 2,
@@ -82,7 +83,9 @@ def intrinsic_reward(
         seed=run.seed + 3,
     )
     tokenizer = run.config.tokenizer
-    latent_size = tokenizer.num_latents * tokenizer.latent_dim
+    tokens = run.observation_tokens()
+    num_latents = tokenizer.num_latents + (tokens.num_tokens if tokens else 0)
+    latent_size = num_latents * tokenizer.latent_dim
     assert train.codec is not None, "recordings: without actions"
     reward = fit_intrinsic_reward(
         config.intrinsic, train.codec, latent_size, windows, seed=run.seed

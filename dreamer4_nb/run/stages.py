@@ -68,7 +68,7 @@ def record_world(
                 run.progress,
                 part=(run.rank, run.processes),
                 player=player_from(data.player) if data.player else None,
-                folder=data.task if len(run.tasks) > 1 else None,
+                prefix=f"{task}_" if len(run.tasks) > 1 else "",
             )
         note["episodes"] = episodes * len(run.tasks)
 
@@ -123,9 +123,7 @@ def name_new_recordings(
 def _convert_own_part(run: RunFolder, settings: dict[str, Any]) -> None:
     "Convert every n-th recording, where n processes share them"
     env_id, recordings = find_recordings(_source(run), settings["picture"])
-    space = find_action_space(
-        env_id, recordings, settings["picture"], settings["bins"]
-    )
+    space = find_action_space(env_id, recordings, settings["picture"], settings["bins"])
     size = settings["image_size"]
     for path in recordings[run.rank :: run.processes]:
         convert_one(

@@ -954,10 +954,8 @@ class AdaptedWorld(World):
         return dict(counts) if isinstance(counts, dict) else {}
 
     def metadata_of_episode(self) -> dict[str, Any]:
-        "The world's name and options, for recordings."
-        plain = (bool, int, float, str)
-        options = {k: v for k, v in self.options.items() if isinstance(v, plain)}
-        return dict(world=self.name, world_options=options, action_repeat=self.action_repeat)
+        "How many steps of the environment an action is repeated for."
+        return dict(action_repeat=self.action_repeat)
 
     @property
     def has_flat_actions(self) -> bool:

@@ -13,7 +13,13 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..data.recordings import write_episode
-from .registry import Task, draw_player, find_task, make_world
+from dreamer4_nb.worlds.registry import (
+    Task,
+    draw_player,
+    find_task,
+    make_world,
+    plain_options,
+)
 from .world import World, WorldPlayer, play_episode
 
 # %% ../../nbs/worlds/06_record.ipynb #1f930a8e
@@ -23,22 +29,22 @@ def record_episode(
     name: str,  # of the recording
     player: WorldPlayer,  # who plays
     world_seed: int,  # of the landscape and its creatures
-    task: str,  # its name
-    folder: str | None = None,  # for all recordings of the world; None: the world's `env_id`
+    task: Task,  # whose name and options are written down
 ) -> None:
     "Play one episode and write it in MineRL's layout."
     episode = play_episode(world, player, world_seed)
     extra = dict(
         player=player.name,
         noise=round(player.noise, 3),
-        task=task,
+        task=task.name,
+        world_options=plain_options(task),
         world_seed=world_seed,
         action_space=world.space.to_dict(),
         achievements={k: v for k, v in episode.achievements.items() if v},
     )
     write_episode(
         root,
-        folder or world.env_id,
+        world.env_id,
         name,
         episode.frames,
         episode.named_actions,
@@ -63,8 +69,7 @@ def record(
     # called with noise= and seed=, in place of the task's own kinds of players; its noise is
     # drawn from 0 to 0.9, since a model that has seen only success expects it
     player: Callable[..., WorldPlayer] | None = None,
-    # for recordings of several tasks, which lie together; None: the world's `env_id`
-    folder: str | None = None,
+    prefix: str = "",  # of names, which must differ where several tasks are learned together
 ) -> list[Path]:  # the episodes' folders
     "Write episodes of drawn players in MineRL's layout; finished ones are left as they are."
     task = find_task(task)
@@ -73,12 +78,10 @@ def record(
     folders = []
     numbers = range(first, episodes, step)
     for number in tqdm(numbers, desc=f"record {world.env_id}", disable=not progress):
-        name = f"seed{seed}_{number:05d}"
-        if folder is not None:
-            name = f"{task.name}_{name}"
-        path = Path(root) / (folder or world.env_id) / f"v3_{name}"
-        folders.append(path)
-        if path.exists():
+        name = f"{prefix}seed{seed}_{number:05d}"
+        folder = Path(root) / world.env_id / f"v3_{name}"
+        folders.append(folder)
+        if folder.exists():
             continue
         rng = np.random.default_rng([seed, number])
         if player is None:
@@ -87,6 +90,6 @@ def record(
             noise = float(rng.uniform(0.0, 0.9))
             playing = player(noise=noise, seed=int(rng.integers(2**31)))
         world_seed = int(rng.integers(2**63))
-        record_episode(root, world, name, playing, world_seed, task.name, folder)
+        record_episode(root, world, name, playing, world_seed, task)
     world.close()
     return folders
