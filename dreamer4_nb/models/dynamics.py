@@ -236,7 +236,7 @@ class Dynamics(nn.Module):
         action: torch.Tensor,  # action tokens (B, T, 1, width)
         paired: int,  # the last so many sequences have the past and actions of the first ones
     ) -> torch.Tensor:  # (B, T, tokens, width)
-        "What each space token is told of the step before; with a gate, under the action."
+        "What each space token hears of the step before; with a gate, under the action."
         assert self.before is not None
         shown = self.before(previous)
         if self.moved is None:

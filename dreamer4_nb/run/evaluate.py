@@ -85,7 +85,8 @@ def check_fits(
     if size != expected:
         raise RunError(
             f"{run.out}/run.json: config.tokenizer.image_size: {expected}, "
-            f"but the world {task} shows {size}. Hint: convert the recordings to that size and train on them"
+            f"but the world {task} shows {size}. "
+            "Hint: convert the recordings to that size and train on them"
         )
 
 # %% ../../nbs/run/05_evaluate.ipynb #2f05a007
