@@ -188,7 +188,8 @@ class DemoCommand(Start):
 
         start = time.time()
         data = config.data
-        out = self.out or Path(f"runs/{data.task}_{config.name}_seed{data.seed}")
+        task = data.task.replace(":", "_")
+        out = self.out or Path(f"runs/{task}_{config.name}_seed{data.seed}")
         demo(config, out, self.device, processes=self.processes)
         _print_outcome(config, out, read_json(out / "results.json"))
         seconds = timedelta(seconds=round(time.time() - start))

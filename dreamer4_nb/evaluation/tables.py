@@ -194,7 +194,8 @@ def return_unit(
     task: str | None,  # name of a task, or none
 ) -> str:  # 'reward' for a task that is not registered
     "What a return counts, in tables and verdicts."
-    return TASKS[task].unit if task in TASKS else "reward"
+    first = (task or "").split("+")[0]
+    return TASKS[first].unit if first in TASKS else "reward"
 
 
 def policy_returns(

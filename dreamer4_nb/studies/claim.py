@@ -134,7 +134,7 @@ def run_claim(
     code = commit()  # before the results change the tree
     runs: list[dict] = []
     for seed in seeds:
-        run_dir = Path(out) / f"{task}_seed{seed}"
+        run_dir = Path(out) / f"{task.replace(':', '_')}_seed{seed}"
         chosen = configure(size, task, seed, minutes, config)
         protocol = replace(evaluation, temperatures=chosen.evaluation.temperatures)
         runs.append(run_seed(run_dir, chosen, protocol, device, progress))
