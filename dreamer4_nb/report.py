@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Block', 'SECTIONS', 'Paragraph', 'Prose', 'LeftOut', 'Picture', 'Row', 'Stack', 'Films', 'Details', 'Cell', 'Table',
            'Tile', 'Tiles', 'Section', 'render_blocks', 'Page', 'attempt', 'at_a_glance', 'policies_section',
-           'achievements_section', 'films_section', 'imagination_section', 'rollouts_section', 'tokenizer_section',
-           'losses_section', 'stages_section', 'run_section', 'laptop_section', 'first_look', 'write_report']
+           'other_tasks_section', 'achievements_section', 'films_section', 'imagination_section', 'rollouts_section',
+           'tokenizer_section', 'losses_section', 'stages_section', 'run_section', 'laptop_section', 'first_look',
+           'write_report']
 
 # %% ../nbs/02_report.ipynb #ccb6dfcf
 import base64
@@ -408,7 +409,32 @@ def policies_section(
     policies = _played_policies(page.results)
     if not policies:
         raise FileNotFoundError("results.json contains no policies")
-    unit = return_unit(page.task)
+    return _policies_of_task(page, policies, page.task.split("+")[0], "policies")
+
+
+def other_tasks_section(
+    page: Page,  # with the results of `evaluate`
+) -> list[Block]:
+    "The same for further tasks, where a run has learned several."
+    blocks: list[Block] = []
+    others = list(page.results.get("tasks", {}).items())[1:]
+    for task, policies in others:
+        blocks += _policies_of_task(page, policies, task, f"policies_{task}")
+    asked = page.results.get("asked")
+    if asked:
+        text = "What the policy of imagination collects, by the task that it is asked for."
+        head = ["worlds of", *(f"asked for {task}" for task in asked)]
+        rows: list[list[str | Cell]] = []
+        for task, returns in asked.items():
+            means = [f"{np.mean(returns[name]):.1f}" for name in asked]
+            rows.append([f"{task} ({return_unit(task)})", *means])
+        blocks += [Paragraph(text), Table(head, rows, "numbers asked")]
+    return blocks
+
+
+def _policies_of_task(page, policies, task, name) -> list[Block]:
+    "Figure and table of one task."
+    unit = return_unit(task)
     worlds = page.results.get("worlds", {})
     first = next(iter(policies.values()))
     num_worlds = worlds.get("test") or len(first["returns"])
@@ -418,11 +444,9 @@ def policies_section(
     )
     if worlds.get("validation"):
         text += f" Best temperatures were chosen on {worlds['validation']} other worlds."
-    figure = page.figure(
-        "policies", plot_policies(policies, unit), "mean return of each policy"
-    )
+    figure = page.figure(name, plot_policies(policies, unit), "mean return of each policy")
     decimals = num_decimals(*(np.mean(policy["returns"]) for policy in policies.values()))
-    reference = policy_returns(page.results, "bc_tempered")
+    reference = policy_returns({"policies": policies}, "bc_tempered")
     rows = [_policy_row(name, policies, reference, decimals) for name in in_order(policies)]
     table = Table(_POLICIES_HEAD, rows, "numbers policies")
     return [Paragraph(text), Row([figure]), table]
@@ -772,6 +796,7 @@ def first_look(
 SECTIONS = [
     ("What the laptop's run adds", laptop_section),
     ("The policies", policies_section),
+    ("Other tasks", other_tasks_section),
     ("Achievements", achievements_section),
     ("Episodes to watch", films_section),
     ("Inside imagination", imagination_section),

@@ -7,15 +7,21 @@ import numpy as np
 import pytest
 import torch
 
-from dreamer4_nb.config import AgentConfig, DynamicsConfig, ImaginationConfig, TokenizerConfig
+from dreamer4_nb.config import (
+    AgentConfig,
+    DynamicsConfig,
+    ImaginationConfig,
+    TokenizerConfig,
+    named,
+)
 from dreamer4_nb.data.actions import ActionCodec, ActionSpace
 from dreamer4_nb.data.dataset import MemoryRecordings, Recordings, task_numbers
 from dreamer4_nb.data.windows import SequenceSampler, make_batch
-from dreamer4_nb.files import RecordingError, with_checksum, write_json
+from dreamer4_nb.files import RecordingError, read_json, with_checksum, write_json
 from dreamer4_nb.models.agent import Agent, agent_loss
 from dreamer4_nb.models.dynamics import Dynamics
 from dreamer4_nb.models.tokenizer import Tokenizer
-from dreamer4_nb.pipeline import configure
+from dreamer4_nb.pipeline import configure, demo
 from dreamer4_nb.policy.actor import Actor
 from dreamer4_nb.policy.cloning import bc_features
 from dreamer4_nb.policy.rollout import RecordedRollouts, WorldModelRollouts, imagine
@@ -406,3 +412,17 @@ def test_a_task_without_recordings_is_named(run):
     other.config = run.config.change({"data.task": "drink+collect_wood+tools"})
     with pytest.raises(RunError, match="no recording of the task tools. Hint"):
         other.convert()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_run_on_two_tasks_is_asked_for_each(tmp_path):
+    pytest.importorskip("crafter")
+    config = named("smoke").change({"data.task": "collect_wood+drink"})
+    run = demo(config, tmp_path / "run", progress=False, processes=1)
+    results = read_json(run.out / "results.json")
+    assert list(results["tasks"]) == ["collect_wood", "drink"]
+    assert results["tasks"]["collect_wood"] == results["policies"]
+    for returns in results["asked"].values():
+        assert list(returns) == ["collect_wood", "drink"]
+    report = (run.out / "report.html").read_text(encoding="utf-8")
+    assert "asked for drink" in report

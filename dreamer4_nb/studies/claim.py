@@ -49,12 +49,15 @@ def run_seed(
     device: str = "cpu",  # as PyTorch names them
     progress: bool = True,  # show progress bars
 ) -> dict:  # an entry of the results file
-    "A whole run and its evaluation by the protocol."
+    "A whole run and its evaluation by the protocol; of several tasks the first is judged."
     run = demo(config, run_dir, device, progress)
     results = read_json(run.out / "results.json", error=RunError)
     policies, minutes = evaluate_by_protocol(run, evaluation, results)
     rollout = {name: results["rollout"][name] for name in ("psnr", "repeat_last", "shuffled")}
-    return dict(
+    several = {name: results[name] for name in ("tasks", "asked") if name in results}
+    for task, of_task in several.get("tasks", {}).items():
+        several["tasks"][task] = {name: _kept_results(p) for name, p in of_task.items()}
+    return several | dict(
         seed=config.data.seed,
         minutes=results["minutes"],
         protocol_minutes=round(minutes, 2),
