@@ -227,9 +227,9 @@ class DataConfig:
     # arguments of a world of Gymnasium and of its adapter, names and values in turn, such as
     # frame_skip 4 bins 5 (chapter "Anybody's world")
     world_options: WorldOptions = ()
-    # who is recorded, as 'module:function' or 'module:Class' (chapter "Anybody's world");
-    # None: the task's own players
-    player: Name | None = None
+    # who is recorded: a set of the task's players, such as 'weak', or 'random'; or a player of
+    # your own as 'module:function' (chapter "Anybody's world"); None: the task's usual ones
+    players: Name | None = None
     # recorded episodes; ours (the paper has 2541 hours of play, 4)
     episodes: TwoOrMore = 600
     # fraction of the episodes kept from training; ours
@@ -1084,6 +1084,7 @@ RENAMED_FIELDS = {
     "clone_epochs": "bc_epochs",
     "clone_windows": "bc_windows",
     "decay": "decay_fraction",
+    "player": "players",
 }
 RENAMED_VALUES = {  # of imagination.intrinsic
     "error": "forward_model",

@@ -28,7 +28,7 @@ from .run.run import STAGES, Run, RunError
 from .training.callbacks import check_tracker
 from .training.distributed import num_processes
 from .training.memory import check_device, set_matmul_precision
-from .worlds.adapt import player_from
+from .worlds.record import check_players
 from .worlds.registry import TASKS, find_task
 
 # %% ../nbs/03_pipeline.ipynb #e3d33897
@@ -77,9 +77,8 @@ def check_task(
     data = config.data
     if data.task != "recordings":
         for name in data.task.split("+"):
-            find_task(name, dict(data.world_options))
-    if data.player:
-        player_from(data.player)
+            task = find_task(name, dict(data.world_options))
+            check_players(task, data.players)
 
 
 def configure(

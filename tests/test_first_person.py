@@ -1,4 +1,4 @@
-"The checks of recordings where the camera turns: rightly aligned ones pass, shifted ones fail."
+"Checks of recordings where the camera turns: aligned ones pass, shifted ones fail."
 
 import json
 

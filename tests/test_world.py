@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dreamer4_nb.worlds.crafter import CrafterRenderer, CrafterWorld
-from dreamer4_nb.worlds.players import RandomTree
+from dreamer4_nb.worlds.players import TOOL_PLAYERS, RandomTree
 from dreamer4_nb.worlds.record import record
 from dreamer4_nb.worlds.registry import (
     TASKS,
@@ -96,7 +96,7 @@ def test_fast_frames_are_crafters():
             break
 
 
-@pytest.mark.parametrize("kind", [kind.name for kind in TASKS["tools"].players])
+@pytest.mark.parametrize("kind", [kind.name for kind in TOOL_PLAYERS])
 def test_kinds_of_players(kind):
     player = draw_player("tools", np.random.default_rng(0), kind)
     assert player.name == kind
@@ -119,7 +119,7 @@ def test_everything_a_task_needs_is_in_its_record(task):
 
 def test_a_registered_task_has_players_and_can_be_recorded(tmp_path):
     rules = replace(CRAFTER_TASKS["collect_wood"], name="few_steps", num_steps=4)
-    players = (PlayerKind("only", 1.0, RandomTree, (0.1, 0.1)),)
+    players = {"usual": (PlayerKind("only", 1.0, RandomTree, (0.1, 0.1)),)}
     task = Task("few_steps", CrafterWorld, 4, {"task": rules}, players=players)
     register_task(task)
     try:

@@ -47,7 +47,6 @@ from dreamer4_nb.training.distributed import (
 )
 from ..training.learner import Learner, as_average
 from ..training.optim import RMSNormalizer
-from ..worlds.adapt import player_from
 from ..worlds.record import record
 
 # %% ../../nbs/run/03_stages.ipynb #2f03a005
@@ -67,7 +66,7 @@ def record_world(
                 data.view,
                 run.progress,
                 part=(run.rank, run.processes),
-                player=player_from(data.player) if data.player else None,
+                players=data.players,
                 prefix=f"{task}_" if len(run.tasks) > 1 else "",
             )
         note["episodes"] = episodes * len(run.tasks)

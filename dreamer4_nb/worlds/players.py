@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['WALKABLE_COSTS', 'WALK', 'NO_COST', 'CHOP', 'DIG', 'SOURCE', 'LOW_LEVEL', 'HIGH_LEVEL', 'WOOD_NEEDED', 'WOOD_PLAYERS',
-           'WATER_PLAYERS', 'TOOL_PLAYERS', 'by_material', 'next_move', 'ScriptedPlayer', 'NearestTree',
-           'visible_cells', 'RandomTree', 'is_blocked', 'Wanderer', 'Bumper', 'WaterSeeker', 'Drinker', 'BenchPlace',
-           'Survival', 'ToolMaker']
+           'WEAK_WOOD_PLAYERS', 'ONE_GOAL_WOOD_PLAYERS', 'WATER_PLAYERS', 'TOOL_PLAYERS', 'by_material', 'next_move',
+           'ScriptedPlayer', 'NearestTree', 'visible_cells', 'RandomTree', 'is_blocked', 'Wanderer', 'Bumper',
+           'WaterSeeker', 'Drinker', 'BenchPlace', 'Survival', 'ToolMaker']
 
 # %% ../../nbs/worlds/04_players.ipynb #4c50db11
 import heapq
@@ -464,6 +464,21 @@ WOOD_PLAYERS = (
     PlayerKind("wanderer", 0.1, Wanderer, (0.2, 0.6)),
     PlayerKind("bumper", 0.15, Bumper, (0.2, 0.6)),
     PlayerKind("water_seeker", 0.15, WaterSeeker, (0.2, 0.6)),
+)
+# nobody is good: no kind fells more than 2.5 trees on average, and all together one
+WEAK_WOOD_PLAYERS = (
+    PlayerKind("nearest_tree", 0.15, NearestTree, (0.85, 0.97)),
+    PlayerKind("random_tree", 0.15, RandomTree, (0.8, 0.95)),
+    PlayerKind("wanderer", 0.2, Wanderer, (0.2, 0.6)),
+    PlayerKind("bumper", 0.3, Bumper, (0.2, 0.6)),
+    PlayerKind("water_seeker", 0.2, WaterSeeker, (0.2, 0.6)),
+)
+# wood is what one player in five wants
+ONE_GOAL_WOOD_PLAYERS = (
+    PlayerKind("random_tree", 0.2, RandomTree, (0.2, 0.6)),
+    PlayerKind("wanderer", 0.25, Wanderer, (0.2, 0.6)),
+    PlayerKind("bumper", 0.25, Bumper, (0.2, 0.6)),
+    PlayerKind("water_seeker", 0.3, WaterSeeker, (0.2, 0.6)),
 )
 WATER_PLAYERS = (
     PlayerKind("drinker", 0.6, Drinker, (0.2, 0.8)),
