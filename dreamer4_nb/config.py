@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Count', 'Positive', 'TwoOrMore', 'Flag', 'Name', 'AboveZero', 'ZeroOrMore', 'Fraction', 'PositiveFraction',
            'AverageDecay', 'STRICT', 'ConfigClass', 'View', 'Shaping', 'Scalar', 'WorldOptions', 'HeldOut',
-           'Perceptual', 'AttentionName', 'ImageSize', 'RewardLoss', 'BinRange', 'Advantages', 'Intrinsic',
-           'AdvantageFraction', 'Optimizer', 'TrackerName', 'Precision', 'MatmulPrecision', 'Lengths', 'SequenceLength',
-           'Temperatures', 'CONFIG_VERSION', 'TRIAL_STEPS', 'SIZES', 'RENAMED_FIELDS', 'RENAMED_VALUES', 'did_you_mean',
-           'unknown_name', 'validation_error', 'check_multiple', 'explain', 'one_line_errors', 'DataConfig',
-           'check_heads', 'TokenizerConfig', 'DynamicsConfig', 'AgentConfig', 'ImaginationConfig', 'StageConfig',
-           'EvaluationConfig', 'Config', 'nest', 'merge', 'smoke', 'laptop', 'demo_smoke', 'gpu', 'paper', 'named',
-           'config_from_dict', 'load_config']
+           'Perceptual', 'AttentionName', 'ImageSize', 'RewardLoss', 'BinRange', 'Advantages', 'Intrinsic', 'Objective',
+           'RewardDecoding', 'AdvantageFraction', 'Optimizer', 'TrackerName', 'Precision', 'MatmulPrecision', 'Lengths',
+           'SequenceLength', 'Temperatures', 'CONFIG_VERSION', 'TRIAL_STEPS', 'SIZES', 'RENAMED_FIELDS',
+           'RENAMED_VALUES', 'did_you_mean', 'unknown_name', 'validation_error', 'check_multiple', 'explain',
+           'one_line_errors', 'DataConfig', 'check_heads', 'TokenizerConfig', 'DynamicsConfig', 'AgentConfig',
+           'ImaginationConfig', 'StageConfig', 'EvaluationConfig', 'Config', 'nest', 'merge', 'smoke', 'laptop',
+           'demo_smoke', 'gpu', 'paper', 'named', 'config_from_dict', 'load_config']
 
 # %% ../nbs/00_config.ipynb #70c02261
 import difflib
@@ -485,6 +485,8 @@ class AgentConfig:
 # %% ../nbs/00_config.ipynb #194480e0
 Advantages = Literal["sign", "greater", "zscore", "percentile"]
 Intrinsic = Literal["none", "forward_model", "rnd"]
+Objective = Literal["pmpo", "ppo", "awr"]
+RewardDecoding = Literal["mean", "mode"]
 AdvantageFraction = Annotated[
     float, Field(strict=True, gt=0, le=0.5, description="a number above 0 and at most 0.5")
 ]
@@ -493,11 +495,22 @@ AdvantageFraction = Annotated[
 @one_line_errors
 @dataclass(config=STRICT, frozen=True, kw_only=True)
 class ImaginationConfig:
-    "Imagined rollouts and the PMPO update (paper 3.3)"
+    "Imagined rollouts and what the policy learns from them (paper 3.3)"
 
     horizon: Positive = 15  # imagined steps per rollout; ours (paper silent)
     gamma: PositiveFraction = 0.997  # discount per step (10)
     lambda_: Fraction = 0.95  # weight of the longer return in (10); ours (paper silent)
+    # the number that a dreamed reward's distribution is read as: its 'mean', or its 'mode',
+    # which pays nothing for a small chance of a reward; ours
+    reward_decoding: RewardDecoding = "mean"
+    # the policy's loss: 'pmpo' is the paper's (11); 'ppo' and 'awr' also look at the size of
+    # an advantage (chapter "Objectives that look at sizes")
+    objective: Objective = "pmpo"
+    clip_ratio: AboveZero = 0.2  # how far 'ppo' lets one round change a probability; PPO's
+    # standard deviations of advantage by which 'awr' weighs an action e times as much; ours
+    advantage_temperature: AboveZero = 1.0
+    weight_clip: AboveZero = 20.0  # largest weight of an action, for 'awr'; AWR's
+    entropy_weight: ZeroOrMore = 0.0  # of the policy's entropy, with any objective; ours
     alpha: Fraction = 0.5  # weight of the good actions, 1 - alpha that of the bad ones (11)
     beta: ZeroOrMore = 0.3  # weight of KL[policy || frozen prior] (11)
     # weight of the same KL between how often each action is taken over all imagined steps,
@@ -532,19 +545,23 @@ class ImaginationConfig:
     # decay per update of the averaged policy head, which is the one that is kept; 0 keeps
     # the newest; ours
     policy_ema: AverageDecay = 0.95
-    replay: Positive = 4  # latest iterations whose rollouts are learned from; ours
+    # latest iterations whose rollouts are learned from; 'ppo' wants 1, its own; ours
+    replay: Positive = 4
     lr: AboveZero = 3e-4  # learning rate of the policy head; ours (paper silent)
     value_lr: AboveZero = 1e-3  # learning rate of the value head; ours (paper silent)
     save_every: Positive = 20  # iterations between checkpoints; ours
 
     @model_validator(mode="after")
     def check(self) -> "ImaginationConfig":
-        "Raise where the value head's warmup leaves nothing for the policy"
+        "Raise where the warmup leaves nothing for the policy, or PPO would learn from the past"
         if self.value_warmup >= self.iterations:
             expected = (
                 f"must be less than iterations = {self.iterations}, or the policy never learns"
             )
             raise validation_error("value_warmup", self.value_warmup, expected)
+        if self.objective == "ppo" and self.replay > 1:
+            expected = "must be 1 with objective = 'ppo', which learns from its own rollouts"
+            raise validation_error("replay", self.replay, expected)
         return self
 
 # %% ../nbs/00_config.ipynb #3384acee
