@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from dreamer4_nb.pipeline import configure
 from dreamer4_nb.worlds.crafter import CrafterRenderer, CrafterWorld
 from dreamer4_nb.worlds.players import TOOL_PLAYERS, RandomTree
 from dreamer4_nb.worlds.record import record
@@ -153,3 +154,13 @@ def test_wrong_actions():
     world.reset()
     with pytest.raises(ValueError, match=r"6 is not in 0\.\.5"):
         world.step(6)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_laptops_settings_for_a_task(task):
+    config = configure(task=task)
+    assert config.data.task == task
+    assert config.to_dict() == configure("laptop", task, config=config).to_dict()
+    changed = config.to_dict() != configure().change({"data.task": task}).to_dict()
+    assert changed == bool(TASKS[task].settings)
+    assert configure("smoke", task).dynamics == configure("smoke").dynamics
