@@ -553,7 +553,7 @@ class ImaginationConfig:
 
     @model_validator(mode="after")
     def check(self) -> "ImaginationConfig":
-        "Raise where the warmup leaves nothing for the policy, or PPO would learn from the past"
+        "Raise where warmup leaves nothing for the policy, or PPO is to learn from the past"
         if self.value_warmup >= self.iterations:
             expected = (
                 f"must be less than iterations = {self.iterations}, or the policy never learns"

@@ -28,6 +28,7 @@ from ..run.run import Run
 from .alignment import measure_alignment
 from .benchmarks import PRECISION_VARIANTS, measure_precision
 from .cascade import CASCADE_VARIANTS, measure_cascade
+from .ceiling import CEILING_BUDGET, CEILING_VARIANTS, measure_ceiling
 from .claim import commit
 from dreamer4_nb.studies.dream_and_truth import (
     ALARM_VARIANTS,
@@ -260,4 +261,6 @@ EXPERIMENTS = {
         measure_phase3, DRIFT_VARIANTS, {"evaluation.temperatures": [1.0, 0.5]}
     ),
     "phase3": Experiment(measure_phase3, PHASE3_VARIANTS, QUARTER_BUDGET),
+    "ceiling": Experiment(measure_ceiling, CEILING_VARIANTS, CEILING_BUDGET),
+    "treechop_ceiling": Experiment(measure_ceiling, CEILING_VARIANTS, CEILING_BUDGET),
 }
