@@ -1,5 +1,8 @@
 "Returns against a hand computation; rollouts from the world model and from recordings"
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,11 +11,13 @@ from dreamer4_nb.data.actions import ActionCodec, ActionSpace
 from dreamer4_nb.data.windows import make_batch
 from dreamer4_nb.models.agent import Agent
 from dreamer4_nb.models.dynamics import Dynamics
+from dreamer4_nb.models.heads import TwoHot
 from dreamer4_nb.policy.rollout import (
     RecordedRollouts,
     WorldModelRollouts,
     imagine,
     lambda_returns,
+    number_at_mode,
 )
 
 CONFIG = ImaginationConfig(horizon=3, context_length=4, intrinsic_weight=0.5)
@@ -132,3 +137,58 @@ def test_intrinsic_rewards_are_weighted(agent, batch, source):
     assert shapes == [((5, 4, 4, 8), (5, 3, 1))]
     assert (rollout.intrinsic_rewards == 0.5).all()
     torch.testing.assert_close(rollout.total_rewards, rollout.rewards + 0.5)
+
+
+def test_a_dream_knows_how_its_actions_were_drawn(agent, batch):
+    policy = agent.new_head(3, seed=1).requires_grad_(False)
+    torch.nn.init.normal_(policy.outs[0].weight, std=0.05)
+    rollout = WorldModelRollouts(agent, CONFIG)(batch, policy, generator())
+    drawn_by = agent.action_distribution(rollout.features[:, :-1], policy=policy)
+    torch.testing.assert_close(rollout.log_probs, drawn_by.log_prob(rollout.actions))
+    assert rollout.log_probs.std() > 0.02
+    assert not rollout.log_probs.requires_grad
+    assert RecordedRollouts(agent, CONFIG)(batch, None, generator()).log_probs is None
+
+
+def test_a_small_chance_of_a_reward_is_not_its_mode():
+    two_hot = TwoHot()
+    for chance, paid in ((0.3, 0.0), (0.7, 1.0)):
+        p = (1 - chance) * two_hot.encode(torch.zeros(2)) + chance * two_hot.encode(
+            torch.ones(2)
+        )
+        torch.testing.assert_close(two_hot.mean(p.log()), torch.full((2,), chance))
+        mode = number_at_mode(two_hot, p.log())
+        torch.testing.assert_close(mode, torch.full((2,), paid), atol=1e-4, rtol=0)
+
+
+def test_numbers_between_and_at_the_ends_of_bins():
+    two_hot = TwoHot(num_bins=41)
+    numbers = torch.tensor([-1e9, -3.3, 0.0, 0.01, 0.4, 1.0, 100.0, 1e9])
+    inside = numbers.clamp(two_hot.bins[0], two_hot.bins[-1])
+    mode = number_at_mode(two_hot, two_hot.encode(numbers).log())
+    torch.testing.assert_close(mode, inside)
+
+
+@pytest.mark.parametrize("reward_loss", ["two_hot", "multi_task"])
+def test_dreams_pay_the_mode_if_they_are_told(agent, batch, reward_loss):
+    head_config = AgentConfig(hidden=32, mtp=1, reward_loss=reward_loss)
+    torch.manual_seed(1)
+    other = Agent(agent.dynamics, agent.codec, head_config)
+    torch.nn.init.normal_(other.reward.outs[0].weight)
+    config = replace(CONFIG, reward_decoding="mode")
+    rollout = WorldModelRollouts(other, config)(batch, other.policy, generator())
+    logits = other.reward(rollout.features[:, 1:], 0)[..., :255]
+    torch.testing.assert_close(rollout.rewards, number_at_mode(other.two_hot, logits))
+    usual = WorldModelRollouts(other, CONFIG)(batch, other.policy, generator())
+    assert torch.equal(usual.cont, rollout.cont)
+    assert not torch.allclose(usual.rewards, rollout.rewards)
+
+
+def test_unknown_recorded_rewards_are_guessed_at_the_mode(agent, batch):
+    agent = copy.deepcopy(agent)
+    torch.nn.init.normal_(agent.reward.outs[0].weight)
+    batch = replace(batch, reward_mask=torch.zeros_like(batch.reward_mask))
+    config = replace(CONFIG, reward_decoding="mode")
+    rollout = RecordedRollouts(agent, config)(batch, None, generator())
+    logits = agent.reward(rollout.features[:, 1:], 0)[..., :255]
+    torch.testing.assert_close(rollout.rewards, number_at_mode(agent.two_hot, logits))

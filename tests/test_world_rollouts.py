@@ -97,10 +97,11 @@ def models(attention="factorised", frame_stack=True, tokens=None):
     return Tokenizer(tokenizer), agent.eval()
 
 
-def make_source(world=Ages, horizon=12, worlds=6, num_steps=30, **settings):
+def make_source(world=Ages, horizon=12, worlds=6, num_steps=30, staggered=False, **settings):
     tokenizer, agent = models(**settings)
     config = ImaginationConfig(horizon=horizon, contexts=worlds)
-    source = WorldRollouts(tokenizer, agent, config, Task(world.env_id, world, num_steps))
+    task = Task(world.env_id, world, num_steps)
+    source = WorldRollouts(tokenizer, agent, config, task, staggered=staggered)
     return source, agent, torch.Generator().manual_seed(0)
 
 
@@ -172,6 +173,18 @@ def test_worlds_continue_and_a_short_rest_is_left():
     assert len(source.readers) == 1
 
 
+def test_staggered_worlds_are_of_all_ages():
+    source, agent, generator = make_source(Immortal, horizon=7, staggered=True)
+    ages = []
+    for _ in range(8):
+        source(None, agent.policy, generator)
+        ages.append([world.elapsed for world in source.worlds.worlds])
+    assert ages[0] == [7] * 6
+    assert ages[1] == [7, 14, 14, 14, 7, 14]
+    assert ages[-1] == [21, 14, 7, 28, 21, 14]
+    assert sorted(len(reader.worlds) for reader in source.readers) == [1, 1, 2, 2]
+
+
 def test_an_episode_that_ends_with_the_rollout():
     "A time limit leaves a value, the end of the game does not."
     source, agent, generator = make_source(Immortal, horizon=5, num_steps=5)
@@ -225,14 +238,14 @@ def test_a_trainer_learns_what_the_world_pays(objective):
     config = ImaginationConfig(
         objective=objective,
         horizon=6,
-        contexts=24,
+        contexts=16,
         context_length=2,
         value_warmup=0,
         value_updates=2,
         replay=1,
         beta=0.1,
         gamma=0.5,
-        lr=3e-3,
+        lr=1e-2,
     )
     task = Task("Ages", Immortal, 30)
     source = WorldRollouts(tokenizer, agent, config, task)
@@ -240,6 +253,6 @@ def test_a_trainer_learns_what_the_world_pays(objective):
     batch = make_batch(
         latents=torch.zeros(1, 8, 4, 8), actions=torch.zeros(1, 9, 1, dtype=torch.long)
     )
-    rewards = [trainer.step(batch)["imagined_reward"] for _ in range(20)]
+    rewards = [trainer.step(batch)["imagined_reward"] for _ in range(10)]
     assert rewards[0] < 0.65
     assert rewards[-1] > 0.85

@@ -95,6 +95,7 @@ class WorldRollouts:
         task: str | Task,  # as `find_task` takes it
         view: str = "grid",  # of a task that has several
         first_seed: int = 3_000_000,  # of the worlds' landscapes, counted up from here
+        staggered: bool = True,  # leave first episodes early, so that ages come to differ
         mixed_precision: str = "no",  # of the transformers, see `autocast`
     ):
         self.tokenizer = tokenizer
@@ -111,6 +112,11 @@ class WorldRollouts:
             )
         seeds = range(first_seed, first_seed + config.contexts)  # until each begins
         self.worlds = VectorWorlds(known_task, seeds, view)
+        self.limits = [self.worlds.task.num_steps] * config.contexts  # of the episodes
+        if staggered:
+            rounds = max(1, self.worlds.task.num_steps // config.horizon)
+            first = [config.horizon * (1 + i % rounds) for i in range(config.contexts)]
+            self.limits = first
         self.steps = 0  # that all worlds together have taken
         self.readers: list[FeatureReader] = []
         self.features: torch.Tensor | None = None  # (N, feature_width), of the newest frames
@@ -159,13 +165,13 @@ class WorldRollouts:
             reader.draw_from(generator)
         if self.features is None:
             return self._begin(list(range(len(self.worlds))), generator)
-        num_steps = self.worlds.task.num_steps
         over = []
         for i, world in enumerate(self.worlds.worlds):
-            rest = num_steps - world.elapsed
+            rest = self.limits[i] - world.elapsed
             too_short = rest < self.config.horizon and world.elapsed > 0
             if world.terminated or world.truncated or too_short:
                 over.append(i)
+                self.limits[i] = self.worlds.task.num_steps
         self._begin(over, generator)
 
     @torch.inference_mode()
