@@ -427,7 +427,7 @@ def test_a_phase_continues_on_another_number_of_processes(tmp_path):
 
 
 @pytest.fixture
-def on_device(monkeypatch):
+def on_device(monkeypatch, request):
     "A trainer and a batch there"
     new_head = Agent.new_head
     monkeypatch.setattr(
@@ -441,10 +441,13 @@ def on_device(monkeypatch):
     with fake_device():
         parts = size("laptop")
         short = dict(horizon=2, context_length=2, value_updates=1, policy_updates=1)
+        objective = getattr(request, "param", "pmpo")
+        short |= dict(objective=objective, replay=4 if objective == "pmpo" else 1)
         config = replace(parts.config.imagination, value_warmup=1, **short)
         yield ImaginationTrainer(parts.agent(), config), parts.batch(4, 4)
 
 
+@pytest.mark.parametrize("on_device", ["pmpo", "ppo", "awr"], indirect=True)
 def test_an_iteration_waits_for_nothing_before_its_end(on_device):
     trainer, batch = on_device
     with no_copies():
