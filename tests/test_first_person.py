@@ -38,13 +38,13 @@ def shift(root, prefix, steps):
 
 
 def test_recordings_as_played(recordings):
-    found = statuses(recordings)
-    assert found["actions fit the frames"] == "pass"
-    assert found["rewards fit the frames"] == "pass"
+    status = statuses(recordings)
+    assert status["actions fit the frames"] == "pass"
+    assert status["rewards fit the frames"] == "pass"
 
 
 @pytest.mark.parametrize("steps", [-1, 1])
-def test_shifted_actions_are_found(recordings, steps):
+def test_shifted_actions_fail(recordings, steps):
     shift(recordings, "action", steps)
     assert statuses(recordings)["actions fit the frames"] == "fail"
     shift(recordings, "action", -steps)
