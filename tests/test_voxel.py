@@ -526,7 +526,7 @@ def test_script_beats_chance():
 def short(world, players, num_steps):
     "A task with short episodes."
     options = {"action_repeat": 2, "num_steps": num_steps}
-    return Task("short", world, num_steps, options, players=players)
+    return Task("short", world, num_steps, options, players={"usual": players})
 
 
 def test_recordings_are_minerls(tmp_path):
