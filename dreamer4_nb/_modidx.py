@@ -3665,6 +3665,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/dreamer4_nb', 'doc_host': 
                                                                                                         'dreamer4_nb/worlds/crafter.py'),
                                             'dreamer4_nb.worlds.crafter.CrafterWorld.env_id': ( 'nbs/worlds/crafter.html#crafterworld.env_id',
                                                                                                 'dreamer4_nb/worlds/crafter.py'),
+                                            'dreamer4_nb.worlds.crafter.CrafterWorld.frame': ( 'nbs/worlds/crafter.html#crafterworld.frame',
+                                                                                               'dreamer4_nb/worlds/crafter.py'),
                                             'dreamer4_nb.worlds.crafter.CrafterWorld.metadata_of_episode': ( 'nbs/worlds/crafter.html#crafterworld.metadata_of_episode',
                                                                                                              'dreamer4_nb/worlds/crafter.py'),
                                             'dreamer4_nb.worlds.crafter.CrafterWorld.observations': ( 'nbs/worlds/crafter.html#crafterworld.observations',

@@ -164,3 +164,13 @@ def test_the_laptops_settings_for_a_task(task):
     changed = config.to_dict() != configure().change({"data.task": task}).to_dict()
     assert changed == bool(TASKS[task].settings)
     assert configure("smoke", task).dynamics == configure("smoke").dynamics
+
+
+@pytest.mark.parametrize("view", ["grid", "stock"])
+def test_a_picture_is_drawn_once(view):
+    "At night the stock view draws noise, which must not differ from what `step` returned"
+    world = make_world(view=view)
+    world.reset(seed=0)
+    for _ in range(60):
+        frame = world.step(0)[0]
+        assert world.frame() is frame

@@ -385,7 +385,8 @@ class CrafterWorld(CrafterState, World):
         self._reward = AchievementReward(self.task)
         self._balance = CreatureBalance(self)
         self.set_light()
-        return self.render(), self._info()
+        self._frame = self.render()
+        return self._frame, self._info()
 
     def step(
         self,
@@ -404,13 +405,17 @@ class CrafterWorld(CrafterState, World):
             self._balance.step()
         self.terminated = bool(self._player.health <= 0)
         self.truncated = not self.terminated and self.elapsed >= self.task.num_steps
-        frame = self.render()
+        self._frame = self.render()
         reward = self._reward(self.achievements)
-        return frame, reward, self.terminated, self.truncated, self._info()
+        return self._frame, reward, self.terminated, self.truncated, self._info()
 
     def render(self) -> np.ndarray:  # uint8 (64, 64, 3)
         "The frame as the player sees it now."
         return self._renderer(self)
+
+    def frame(self) -> np.ndarray:  # uint8 (64, 64, 3)
+        "The newest picture; drawing it again would draw the night's noise anew."
+        return self._frame
 
     def set_light(self) -> None:
         "Noon in the grid view; Crafter's day, begun at a random hour, in the stock view."
