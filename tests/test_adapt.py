@@ -592,7 +592,13 @@ def test_a_world_that_breaks_leaves_nothing_half_written(tmp_path):
             return super().step(action)
 
     random = PlayerKind("random", 1.0, RandomPlayer, (1.0, 1.0))
-    task = Task("b", partial(AdaptedWorld, Breaks()), 6, {"num_steps": 6}, players={"random": (random,)})
+    task = Task(
+        "b",
+        partial(AdaptedWorld, Breaks()),
+        6,
+        {"num_steps": 6},
+        players={"random": (random,)},
+    )
     with pytest.raises(ValueError, match="Breaks: reward None at step 4"):
         record(tmp_path, task, episodes=2, progress=False)
     assert list(tmp_path.rglob("*")) == []
