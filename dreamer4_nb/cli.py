@@ -302,7 +302,7 @@ class TrainCommand(Start):
     # folder of recordings of your own
     recordings: Annotated[
         Path | None,
-        tyro.conf.arg(help_behavior_hint="(default: record the embedded world)"),
+        tyro.conf.arg(help_behavior_hint="(default: record the task's world)"),
     ] = None
     # of recordings with logs (VPT): what pays 1, such as mine_log,
     # see chapter "Videos, with a log or without"

@@ -250,7 +250,7 @@ def _train(
 
 def train(
     config: Config,  # such as `named("laptop")`
-    recordings: Path | str | None,  # folder of recordings; None: record the embedded world
+    recordings: Path | str | None,  # folder of recordings; None: record the task's world
     out: Path | str,  # folder of the run; one that was interrupted continues
     device: str = "cpu",  # as PyTorch names them
     upto: str = "imagination",  # last stage, a name in `STAGES`
@@ -341,7 +341,7 @@ def demo(
     progress: bool = True,  # show progress bars
     processes: int | None = None,  # that share the work; None: see `processes_for`
 ) -> Run:  # with results.json and report.html in its folder
-    "Record an embedded world, learn a world model, train an agent inside it, and report"
+    "Record a world, learn a world model, train an agent inside it, and report"
     _check_config(config)
     check_task(config)
     check_device(device)
