@@ -89,6 +89,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/dreamer4_nb', 'doc_host': 
                                     'dreamer4_nb.config._overlay': ('nbs/config.html#_overlay', 'dreamer4_nb/config.py'),
                                     'dreamer4_nb.config._plain': ('nbs/config.html#_plain', 'dreamer4_nb/config.py'),
                                     'dreamer4_nb.config._scalar': ('nbs/config.html#_scalar', 'dreamer4_nb/config.py'),
+                                    'dreamer4_nb.config._was_written_whole': ( 'nbs/config.html#_was_written_whole',
+                                                                               'dreamer4_nb/config.py'),
                                     'dreamer4_nb.config.check_heads': ('nbs/config.html#check_heads', 'dreamer4_nb/config.py'),
                                     'dreamer4_nb.config.check_multiple': ('nbs/config.html#check_multiple', 'dreamer4_nb/config.py'),
                                     'dreamer4_nb.config.config_from_dict': ('nbs/config.html#config_from_dict', 'dreamer4_nb/config.py'),

@@ -8,10 +8,10 @@ __all__ = ['Count', 'Positive', 'TwoOrMore', 'Flag', 'Name', 'AboveZero', 'ZeroO
            'Perceptual', 'AttentionName', 'ImageSize', 'RewardLoss', 'BinRange', 'Advantages', 'Intrinsic', 'Objective',
            'RewardDecoding', 'AdvantageFraction', 'Optimizer', 'TrackerName', 'Precision', 'MatmulPrecision', 'Lengths',
            'SequenceLength', 'Temperatures', 'CONFIG_VERSION', 'TRIAL_STEPS', 'SIZES', 'RENAMED_FIELDS',
-           'RENAMED_VALUES', 'did_you_mean', 'unknown_name', 'validation_error', 'check_multiple', 'explain',
-           'one_line_errors', 'DataConfig', 'check_heads', 'TokenizerConfig', 'DynamicsConfig', 'AgentConfig',
-           'ImaginationConfig', 'StageConfig', 'EvaluationConfig', 'Config', 'nest', 'merge', 'smoke', 'laptop',
-           'demo_smoke', 'gpu', 'paper', 'named', 'config_from_dict', 'load_config']
+           'RENAMED_VALUES', 'EARLIER_DEFAULTS', 'did_you_mean', 'unknown_name', 'validation_error', 'check_multiple',
+           'explain', 'one_line_errors', 'DataConfig', 'check_heads', 'TokenizerConfig', 'DynamicsConfig',
+           'AgentConfig', 'ImaginationConfig', 'StageConfig', 'EvaluationConfig', 'Config', 'nest', 'merge', 'smoke',
+           'laptop', 'demo_smoke', 'gpu', 'paper', 'named', 'config_from_dict', 'load_config']
 
 # %% ../nbs/00_config.ipynb #70c02261
 import difflib
@@ -1107,6 +1107,10 @@ RENAMED_VALUES = {  # of imagination.intrinsic
     "error": "forward_model",
     "novelty": "rnd",
 }
+EARLIER_DEFAULTS = {  # what a run did before the field was there; others: as `Config()` has it
+    "imagination.objective": "pmpo",
+    "imagination.reward_decoding": "mean",
+}
 
 
 def _new_names(section: Any) -> Any:
@@ -1131,15 +1135,25 @@ def _one_tracker(values: dict[str, Any]) -> dict[str, Any]:
     return {"tracker": "tensorboard", **values} if asked else values
 
 
+def _was_written_whole(values: dict[str, Any]) -> bool:
+    "Whether these are all sections, as `to_dict` writes them; a file of one's own has some"
+    sections = [f.name for f in fields(Config) if is_dataclass(f.type)]
+    return all(name in values for name in sections)
+
+
 def config_from_dict(
     values: dict[str, Any],  # as `to_dict` writes it
-    base: Config | None = None,  # for values that are not given; None: the laptop's
+    # for values that are not given; None: the laptop's. Of a file that was written whole
+    # they are those of `EARLIER_DEFAULTS` and `Config()`
+    base: Config | None = None,
 ) -> Config:
     "The configuration that `values` describe"
     if base is None:
         base = laptop()
     if not isinstance(values, dict):
         return merge(base, values)  # reports the error
+    if _was_written_whole(values):
+        base = Config().change(EARLIER_DEFAULTS)
     values = _one_tracker({name: _new_names(value) for name, value in values.items()})
     version = values.pop("version", CONFIG_VERSION)
     if version != CONFIG_VERSION:

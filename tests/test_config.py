@@ -8,6 +8,7 @@ import pytest
 import tyro
 
 import dreamer4_nb
+import dreamer4_nb.config as config_module
 from dreamer4_nb.config import (
     SIZES,
     AgentConfig,
@@ -226,3 +227,21 @@ def test_a_wrong_option_names_section_and_field(capsys):
 def test_earlier_names_of_intrinsic_rewards_are_read():
     config = config_from_dict({"imagination": {"intrinsic": "novelty"}})
     assert config.imagination.intrinsic == "rnd"
+
+
+def test_a_field_that_a_whole_file_lacks_means_what_it_meant_then(tmp_path, monkeypatch):
+    "Whatever the class and the sizes have today; a file of one's own takes today's values"
+    monkeypatch.setitem(config_module.EARLIER_DEFAULTS, "imagination.beta", 0.125)
+    old = named("laptop").to_dict()
+    del old["imagination"]["beta"], old["imagination"]["objective"]
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(old))
+    for config in (load_config(path), config_from_dict(old, Config())):
+        assert config.imagination.beta == 0.125
+        assert config.imagination.objective == "pmpo"
+    own = config_from_dict({"imagination": {"gamma": 0.8}})
+    assert own.imagination.beta == named("laptop").imagination.beta
+
+
+def test_earlier_defaults_are_fields():
+    Config().change(config_module.EARLIER_DEFAULTS)
