@@ -8,10 +8,15 @@ __all__ = ['Agent', 'Config', 'Dynamics', 'Player', 'Recordings', 'Run', 'Task',
 
 # %% ../nbs/06_face.ipynb #83e2296c
 import importlib
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# true: PyTorch has been imported, and nobody had told its threads to sleep while they wait
+_threads_stay_awake = "torch" in sys.modules and "OMP_WAIT_POLICY" not in os.environ
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if "gymnasium" in sys.modules:  # whoever has it gets our worlds
     importlib.import_module("dreamer4_nb.worlds.registration")

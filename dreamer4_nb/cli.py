@@ -730,7 +730,6 @@ def main(
     args: Sequence[str] | None = None,  # what stands behind `dreamer4`; None: of this process
 ) -> None:
     "The command `dreamer4`: exit code 1 for a known error, 2 for wrong arguments"
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     code = 0
     try:
         run_command(sys.argv[1:] if args is None else args)

@@ -203,6 +203,36 @@ print("torch" in sys.modules)
     assert run(fresh_python, "-c", code, cwd=tmp_path).splitlines() == ["", "False"]
 
 
+def threads_of(code, **policy):
+    "What the OpenMP of PyTorch says of itself when it is loaded, and the warnings of a run"
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_DISPLAY_ENV": "VERBOSE", "OMP_NUM_THREADS": "2"} | policy
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    spins = re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)
+    if not spins:
+        pytest.skip("this PyTorch has another OpenMP than GNU's")
+    return set(spins), done.stderr.count("UserWarning: torch was imported before dreamer4_nb")
+
+
+USES_A_RUN = (
+    "from dreamer4_nb.run.load import PRETRAINED, RunFolder; "
+    "RunFolder(PRETRAINED); RunFolder(PRETRAINED)"
+)
+
+
+def test_threads_sleep_while_they_wait():
+    assert threads_of(f"import dreamer4_nb; {USES_A_RUN}") == ({"0"}, 0)
+    spins, _ = threads_of("import dreamer4_nb, torch", OMP_WAIT_POLICY="ACTIVE")
+    assert spins != {"0"}  # what the user has set stays
+
+
+def test_threads_that_stay_awake_are_told_of_once():
+    spins, warnings = threads_of(f"import torch; {USES_A_RUN}")
+    assert spins != {"0"} and warnings == 1
+
+
 def test_every_name_that_the_package_offers_is_there():
     import dreamer4_nb as d4
 

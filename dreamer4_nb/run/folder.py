@@ -52,6 +52,7 @@ from dreamer4_nb.training.distributed import (
     rank,
     wait_for_everyone,
 )
+from ..training.memory import warn_of_busy_threads
 from ..worlds.registry import Task, find_task
 from ..worlds.vector import VectorWorlds
 
@@ -206,6 +207,8 @@ class RunFolder:
     ):
         self.out = Path(out)
         self.device = own_device(device)
+        if self.device.type == "cpu":
+            warn_of_busy_threads()
         self.rank = rank()  # which of the processes this one is
         self.processes = num_processes()  # that share the work of a stage
         self.progress = progress and is_main()
