@@ -17,6 +17,7 @@ from dreamer4_nb.models import dynamics
 from dreamer4_nb.models.agent import Agent, agent_loss
 from dreamer4_nb.models.dynamics import CompiledDream, Dream, Dynamics, dynamics_loss
 from dreamer4_nb.models.tokenizer import Tokenizer, tokenizer_loss
+from dreamer4_nb.models.transformer import TimeCache
 
 B, T = 4, 6
 CODEC = ActionCodec(ActionSpace.minerl_treechop())
@@ -146,3 +147,96 @@ def test_a_second_compilation_would_be_noticed():
     double(torch.zeros(2))
     with pytest.raises(torch._dynamo.exc.RecompileError):
         double(torch.zeros(3))
+
+
+# ---- graphs for other programs: torch.export and torch.jit.trace (ONNX: the first of them)
+
+
+class Predicts(torch.nn.Module):
+    "Clean latents alone; without a task there are no features"
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs):
+        return self.model(*inputs)[0]
+
+
+def frames_like(B, T):
+    return torch.rand(B, T, 3, *TINY.tokenizer.frame_size, generator=seeded(T))
+
+
+def inputs_like(model, B, T):
+    "What a dynamics model takes, with a task"
+    z = torch.rand(B, T, *model.latent_shape, generator=seeded(T)) * 2 - 1
+    actions = torch.randint(0, 2, (B, T, CODEC.num_components), generator=seeded(T))
+    known = torch.ones(B, T, dtype=torch.bool)
+    task = torch.zeros(B, dtype=torch.long)
+    return (z, *model.context_levels(B, T), actions, known, task)
+
+
+def small_tokenizer(**changes):
+    torch.manual_seed(0)
+    return Tokenizer(replace(TINY.tokenizer, **changes)).eval()
+
+
+GRAPHS = [
+    ((1, 1), dict()),  # a single image
+    ((1, 7), dict()),  # longer than the context
+    ((2, 3), dict(soft_cap=20.0)),
+    ((2, 3), dict(attention="dense")),
+]
+
+
+@pytest.mark.parametrize("shape, changes", GRAPHS)
+@pytest.mark.filterwarnings("error::torch.jit.TracerWarning")
+def test_a_tokenizer_as_a_graph(shape, changes):
+    model = small_tokenizer(context=4, **changes)
+    x = frames_like(*shape)
+    traced = torch.jit.trace(model, x)
+    exported = torch.export.export(model, (x,)).module()
+    with torch.no_grad():
+        close(traced(x), model(x))
+        close(exported(x), model(x))
+        x = frames_like(*shape).flip(-1)
+        close(traced(x), model(x))
+        close(exported(x), model(x))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 7)])
+@pytest.mark.filterwarnings("error::torch.jit.TracerWarning")
+def test_a_dynamics_model_as_a_graph(shape):
+    shown = dict(frame_stack=True, action_gate=16, agent_view=True, soft_cap=20.0)
+    model = new_dynamics(**shown).eval()
+    inputs = inputs_like(model, *shape)
+    traced = torch.jit.trace(model, inputs)
+    exported = torch.export.export(model, inputs).module()
+    without_task = torch.jit.trace(Predicts(model), inputs[:4])
+    with torch.no_grad():
+        close(traced(*inputs), model(*inputs))
+        close(exported(*inputs), model(*inputs))
+        close(without_task(*inputs[:4]), model(*inputs[:4])[0])
+
+
+def test_a_traced_graph_is_saved_and_refuses_other_shapes(tmp_path):
+    "It would be wrong without a word, since a single frame has no layers over time"
+    tokenizer = small_tokenizer()
+    torch.jit.trace(tokenizer, frames_like(1, 1)).save(tmp_path / "tokenizer.pt")
+    loaded = torch.jit.load(tmp_path / "tokenizer.pt")
+    close(loaded(frames_like(1, 1)), tokenizer(frames_like(1, 1)))
+    for other in ((2, 4), (1, 2), (2, 1)):
+        line = f"traced for shape .1, 1, 3, 64, 64., given .{other[0]}, {other[1]}, .*Hint"
+        with pytest.raises(torch.jit.Error, match=line):
+            loaded(frames_like(*other))
+    model = new_dynamics().eval()
+    traced = torch.jit.trace(model, inputs_like(model, 1, 2))
+    with pytest.raises(torch.jit.Error, match="traced for shape .1, 2, .*given .1, 3, "):
+        traced(*inputs_like(model, 1, 3))
+
+
+def test_a_trace_with_a_past_is_one_line():
+    model = small_tokenizer()
+    cache = TimeCache(4)
+    with pytest.raises(ValueError, match="cache: a traced graph does not keep the past. Hint"):
+        torch.jit.trace(lambda x: model.encode(x, cache=cache), frames_like(1, 1))

@@ -33,7 +33,7 @@ from dreamer4_nb.models.shortcut import (
     shortcut_sample,
     shortcut_targets,
 )
-from .tokenizer import token_grid
+from .tokenizer import keep_traced_shape, token_grid
 from .transformer import TimeCache, grid_positions
 from ..training.distributed import Average
 
@@ -167,6 +167,7 @@ class Dynamics(nn.Module):
         T, feature_width) or None. Predictions are of the paired sequences, features of the
         others.
         """
+        z = keep_traced_shape(z, cache)
         action = self.action(actions, action_mask)
         shown = None
         if self.before is not None:

@@ -70,6 +70,7 @@ class RMSNorm(nn.RMSNorm):
     ) -> torch.Tensor:  # the same shape
         "Divide by the root mean square of the channels, and weigh them."
         learns = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        learns = learns and not torch.jit.is_tracing()
         in_float32 = x.dtype == self.weight.dtype == torch.float32
         if not learns or not in_float32 or x.device.type != "cpu":
             return super().forward(x)
@@ -99,7 +100,7 @@ class SwiGLU(nn.Module):
         gate_weight, up_weight = self.gate_up.weight.chunk(2)
         gate = F.linear(x, gate_weight)
         up = F.linear(x, up_weight)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or torch.jit.is_tracing():
             return self.down(F.silu(gate) * up)
         # no gradient will look back at these, so they are overwritten
         return self.down(F.silu(gate, inplace=True).mul_(up))
@@ -145,7 +146,8 @@ def uses_flex(
     head_dim: int,  # channels of a head
 ) -> bool:
     "Whether caps and windows are compiled into the kernel (`flex_attention`, 16 channels up)."
-    return torch.device(device).type == "cuda" and head_dim >= 16
+    is_on_gpu = torch.device(device).type == "cuda"
+    return is_on_gpu and head_dim >= 16 and not torch.jit.is_tracing()
 
 
 @lru_cache
@@ -199,9 +201,9 @@ def attend(
     if isinstance(mask, BlockMask):
         return attend_flex(q, k, v, mask, soft_cap)
     if soft_cap is None:
-        grouped = q.shape[1] != k.shape[1]
+        grouped = bool(q.shape[1] != k.shape[1])  # in `torch.jit.trace` shapes are tensors
         return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped
+            q, k, v, attn_mask=mask, is_causal=bool(causal), enable_gqa=grouped
         )
     if mask is None and uses_flex(q.device, q.shape[-1]):
         T = q.shape[2]
@@ -564,7 +566,7 @@ class TimeAttention(Attention):
         value_weight = self.kv.weight[self.num_kv_heads * self.head_dim :]
         v = F.linear(x, value_weight).unflatten(-1, (self.num_kv_heads, self.head_dim))
         o = v.repeat_interleave(self.queries_per_key, -2).flatten(-2)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and not torch.jit.is_tracing():
             unused = self.q.weight.sum() + self.q_norm.weight.sum() + self.k_norm.weight.sum()
             o = o + 0 * unused
         return self.out(o)
