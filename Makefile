@@ -1,5 +1,6 @@
 # Every target starts from nothing: it makes .venv and installs the exact versions of constraints.txt if that has not been done.
-# Settings, given as NAME=value:  SIZE (of the demo), ARGS (passed on), PYTHON (which interpreter), PIP_ARGS (for pip), RUN (for pack)
+# Settings, given as NAME=value:  SIZE (of the demo), ARGS (passed on), PYTHON (which interpreter), PIP_ARGS (for pip), RUN (for pack),
+#   WORKERS (of the tests: 2, or 0 where ARGS is given, which may name a few of them)
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-full notebooks book readme pack export lint clean minerl-env lock
@@ -11,6 +12,7 @@ SIZE ?= laptop
 RUN ?= runs/collect_wood_laptop_seed0
 ARGS ?=
 PIP_ARGS ?=
+WORKERS ?= $(if $(ARGS),0,2)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 STAMP := .venv/.installed
@@ -37,13 +39,13 @@ demo: $(STAMP) ## record, train, imagine and evaluate; ends with a report (SIZE=
 	@echo '== demo: dreamer4 demo --size $(SIZE) $(ARGS)'
 	@$(BIN)/dreamer4 demo --size $(SIZE) $(ARGS)
 
-test: $(STAMP) ## all notebooks at size smoke and the tests beside them
+test: $(STAMP) ## all notebooks at size smoke and the tests beside them, two at a time
 	@echo '== test: notebooks and tests/; the last line is the sum'
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 test-full: $(STAMP) ## the same with what takes longer: slow cells, more examples per property, coverage
 	@echo '== test-full: with slow cells and slow tests; the last line is the sum'
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --full --cov=dreamer4_nb --cov-report=term:skip-covered $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --full --cov=dreamer4_nb --cov-report=term:skip-covered $(ARGS)
 
 notebooks: $(STAMP) ## open the book in JupyterLab
 	@$(BIN)/jupyter lab index.ipynb

@@ -128,7 +128,7 @@ def whole(tmp_path_factory):
 
 def test_killed_and_resumed_is_bit_equal(tmp_path, whole, full):
     for i in range(6 if full else 2):
-        process = start(tmp_path, 120, 0.01)
+        process = start(tmp_path, 120, 0.05)
         wait_for(process, tmp_path, step_of(tmp_path) + 5)
         time.sleep(0.003 * i)
         process.kill()
@@ -141,7 +141,7 @@ def test_killed_and_resumed_is_bit_equal(tmp_path, whole, full):
 
 
 def test_ctrl_c_saves_and_ends(tmp_path, whole):
-    process = start(tmp_path, 120, 0.02)
+    process = start(tmp_path, 120, 0.05)
     wait_for(process, tmp_path, 5)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
