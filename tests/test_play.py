@@ -16,16 +16,19 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 from page import CHROMIUM, browser, lab, measure, voila, voila_server
 from PIL import Image
 from test_cli import assert_error, assert_usage, call
 
 from dreamer4_nb.config import named
 from dreamer4_nb.pipeline import run_all
+from dreamer4_nb.play.dream_env import DreamEnv
 from dreamer4_nb.play.explorer import Explorer
 from dreamer4_nb.play.panel import Controls, free_port, page_notebook
 from dreamer4_nb.play.player import Player, save_recording, step_picture
 from dreamer4_nb.run.folder import RunError
+from dreamer4_nb.run.load import load
 from dreamer4_nb.run.run import Run
 from dreamer4_nb.worlds.record import record
 from dreamer4_nb.worlds.registry import find_task
@@ -44,12 +47,12 @@ def run(tmp_path_factory):
     return folder
 
 
-def short_run(folder, task, **options):
+def short_run(folder, task, changes=None, **options):
     "A run that has learned nothing from six short recordings of a task"
     registered = find_task(task)
     short = replace(registered, options=registered.options | {"num_steps": 40} | options)
     record(folder / "recorded", short, 6, progress=False)
-    run = Run(folder / "run", named("smoke"), progress=False)
+    run = Run(folder / "run", named("smoke").change(changes or {}), progress=False)
     run.use_recordings(folder / "recorded")
     run_all(run, "imagination")
     return run.out
@@ -59,6 +62,13 @@ def short_run(folder, task, **options):
 def keys_run(tmp_path_factory):
     "Keys, a camera and choices"
     return short_run(tmp_path_factory.mktemp("keys"), "pickaxe")
+
+
+@pytest.fixture(scope="module")
+def observing_run(tmp_path_factory):
+    "A compass beside the picture"
+    changes = {"data.task": "navigate", "data.observations": ("compass$angle",)}
+    return short_run(tmp_path_factory.mktemp("observing"), "navigate", changes)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +98,59 @@ def change_metadata(run, change):
     metadata = info["metadata"] | change
     info["metadata"] = {key: value for key, value in metadata.items() if value is not None}
     path.write_text(json.dumps(info))
+
+
+# what is observed beside the picture
+
+
+def test_a_trained_policy_reads_what_it_has_learned_to_read(observing_run, tmp_path):
+    policy = load(observing_run)
+    assert policy.actor.agent.dynamics.extra_tokens == 1
+    world = policy.run.worlds(1).worlds[0]
+    seen, _ = world.reset(seed=0)
+    for _ in range(3):
+        action = policy.act(world.frame(), world.observations())
+        world.step(world.action_of(action))
+    frame = world.frame()
+    for wrong in (None, {}, {"compass": 3.0}):
+        with pytest.raises(ValueError, match="observations: compass.angle missing.*Hint"):
+            policy.act(frame, wrong)
+    with pytest.raises(ValueError, match="observation 'compass.angle': .*Hint"):
+        policy.act(frame, {"compass$angle": [1.0, 2.0]})
+    with pytest.raises(ValueError, match="frame: a dictionary of pov, .*Hint: give world.fra"):
+        policy.act(seen)
+
+
+def test_a_saved_policy_reads_it_still_and_its_card_says_so(observing_run, tmp_path):
+    policy = load(observing_run)
+    policy.save_pretrained(tmp_path / "saved")
+    card = (tmp_path / "saved" / "README.md").read_text()
+    assert "policy.act(frame, observations)" in card and "`compass$angle`" in card
+    again = load(tmp_path / "saved")
+    frame = Player(observing_run).history[0].true_frame
+
+    def features(policy, angle):
+        policy.reset()
+        policy.actor.generator.manual_seed(0)
+        policy.act(frame, {"compass$angle": angle})
+        return policy.actor.dream.cache.layers[1]
+
+    east = features(policy, 90)
+    assert torch.allclose(features(again, 90), east, atol=1e-4)
+    assert not torch.allclose(features(again, -90), east, atol=1e-2)
+
+
+def test_a_dream_begins_with_what_was_observed(observing_run):
+    player = Player(observing_run).reset(0, 9)
+    recorded = player.latents[player.recordings.names[0]][9]
+    assert player.agent.dynamics.latent_shape == recorded.shape
+    played = player.step({"forward": 1})
+    assert played.frame.shape == (3, 64, 64) and played.true_frame is not None
+    assert player.play("imagination").action is not None
+    assert player.step_back()
+    env = DreamEnv(observing_run, num_steps=3, observation="latents")
+    assert env.reset(seed=0)[0].shape == recorded.shape
+    assert env.step(env.action_space.sample())[0].shape == recorded.shape
 
 
 # players

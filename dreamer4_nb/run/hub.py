@@ -10,10 +10,12 @@ __all__ = ['FETCHED', 'LIBRARY', 'CARD', 'PACKED', 'is_hub_name', 'download_run'
 import json
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dreamer4_nb
+from ..data.observations import Observation
 from ..evaluation.tables import in_order, key_figures, policy_label
 from ..files import atomic_folder, one_line, read_json, write_json
 from .folder import RunError, RunFolder
@@ -121,10 +123,10 @@ on it choose actions and predict rewards.
 import dreamer4_nb as d4
 
 policy = d4.load("OWNER/NAME")  # this repository, or a folder with its files
-action = policy.act(frame)      # uint8 ({height}, {width}, 3), frame by frame
+action = policy.act({inputs})      # uint8 ({height}, {width}, 3), frame by frame
 policy.reset()                  # before the next episode
 ```
-
+{beside}
 ## Measured
 
 {measured}
@@ -191,6 +193,12 @@ def _model_index(run: RunFolder, figures: dict[str, Any]) -> list[dict]:
     return [{"name": f"{LIBRARY}-{task}-{run.state['size']}", "results": [result]}]
 
 
+def _beside(observations: Iterable[Observation]) -> str:
+    "A line about what an agent reads beside the frame"
+    names = ", ".join(f"`{observation.name}`" for observation in observations)
+    return f"\nBeside each frame the agent reads a dictionary with {names}.\n"
+
+
 def model_card(
     run: RunFolder,  # trained
     license: str = "apache-2.0",  # of the weights, as the Hub names it
@@ -210,7 +218,10 @@ def model_card(
     # JSON is YAML; what is empty is left out
     lines = [f"{name}: {json.dumps(value)}" for name, value in front.items() if value]
     height, width = run.config.tokenizer.frame_size
+    tokens = run.observation_tokens()
     return CARD.format(
+        inputs="frame, observations" if tokens else "frame",
+        beside=_beside(tokens.observations) if tokens else "",
         front="\n".join(lines),
         title=f"{LIBRARY}: {state['task']}, size {state['size']}, seed {state['seed']}",
         library=LIBRARY,

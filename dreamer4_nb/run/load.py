@@ -6,6 +6,7 @@
 __all__ = ['TrainedPolicy', 'load']
 
 # %% ../../nbs/run/07_load.ipynb #de300636
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,20 @@ class TrainedPolicy(OnTheHub):
     def act(
         self,
         frame: np.ndarray,  # uint8 (H, W, 3) as a world shows it, or (3, H, W)
+        # what is observed beside it by flat name, as `World.observations` gives it, for an
+        # agent that reads some of it (`data.observations`); others need none
+        observations: Mapping[str, Any] | None = None,
     ) -> dict:  # the action by component; a camera is an array of two angles (degrees)
-        "The next action"
+        """The next action.
+
+        Raises ValueError for a frame of another size, and for an observation that the agent
+        reads and that is missing or of another kind.
+        """
+        if isinstance(frame, Mapping):
+            raise ValueError(
+                f"frame: a dictionary of {', '.join(frame)}, expected the picture alone. "
+                "Hint: give world.frame() and world.observations()"
+            )
         frame = np.asarray(frame)
         if frame.dtype != np.uint8:
             raise ValueError(f"frame: {frame.dtype}, expected uint8 from 0 to 255")
@@ -62,8 +75,14 @@ class TrainedPolicy(OnTheHub):
                 f"frame: shape {given}, expected {expected} or {(height, width, channels)}. "
                 f"Hint: {hint}"
             )
+        if observations is not None and not isinstance(observations, Mapping):
+            raise ValueError(
+                f"observations: {type(observations).__name__}, expected a dictionary. "
+                "Hint: give what `World.observations` returns"
+            )
+        beside = None if observations is None else [observations]
         codec = self.actor.agent.codec
-        action = codec.decode(self.actor.act(frame[None])[0])
+        action = codec.decode(self.actor.act(frame[None], beside)[0])
         return {name: _plain(value) for name, value in action.items()}
 
 
