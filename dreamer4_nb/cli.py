@@ -27,7 +27,7 @@ from .config import Config, DataConfig, View, did_you_mean, load_config, named
 from .files import read_json, write_json
 
 # %% ../nbs/04_cli.ipynb #484537a4
-Size = Literal["smoke", "demo_smoke", "laptop", "gpu", "paper"]
+Size = Literal["smoke", "demo_smoke", "laptop", "laptop_pmpo", "gpu", "paper"]
 
 
 def _one_of(
@@ -102,7 +102,8 @@ class Start:
     "The configuration that a command starts from"
 
     # configuration to start from: smoke (seconds, learns nothing), demo_smoke (a first
-    # look, a minute), laptop (20 minutes), gpu (hours), paper (a plan)
+    # look, a minute), laptop (20 minutes), laptop_pmpo (the same with the paper's objective),
+    # gpu (hours), paper (a plan)
     size: Annotated[
         Size | None, _one_of(Size), tyro.conf.arg(help_behavior_hint="(default: laptop)")
     ] = None
@@ -159,6 +160,11 @@ def _print_outcome(config: Config, out: Path, results: dict) -> None:
         )
 
 
+# whom a demo learns from that does not say: where nobody in the recordings is good, the policy
+# of imagination shows most clearly what it adds to a copy
+DEMO_PLAYERS = {"collect_wood": "weak"}
+
+
 @dataclass(kw_only=True)
 class DemoCommand(Start):
     "Record, learn a world model, copy the player, improve in imagination, evaluate, report."
@@ -171,8 +177,13 @@ class DemoCommand(Start):
         Path | None,
         tyro.conf.arg(help_behavior_hint="(default: runs/<task>_<size>_seed<seed>)"),
     ] = None
-    # who is recorded: mixed, weak or random, as the task has them, or module:function
-    players: Annotated[str | None, AS_CONFIGURED] = None
+    # who is recorded: weak, mixed or random, as the task has them, or module:function
+    players: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help_behavior_hint="(default: weak for collect_wood, else the task's usual ones)"
+        ),
+    ] = None
     # that share the work
     processes: Annotated[int | None, TWO_IF_WORTH_IT] = None
 
@@ -188,6 +199,8 @@ class DemoCommand(Start):
         config = self.chosen(settings, self.task, self.seed)
         if config.data.task == "recordings":
             _usage_error("--data.task", "recordings", "there is no world to play in")
+        if config.data.players is None and config.data.task in DEMO_PLAYERS:
+            config = config.change({"data.players": DEMO_PLAYERS[config.data.task]})
         _prepare(self.device)
         from dreamer4_nb.pipeline import demo
 

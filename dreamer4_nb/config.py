@@ -7,11 +7,12 @@ __all__ = ['Count', 'Positive', 'TwoOrMore', 'Flag', 'Name', 'AboveZero', 'ZeroO
            'AverageDecay', 'STRICT', 'ConfigClass', 'View', 'Shaping', 'Scalar', 'WorldOptions', 'HeldOut',
            'Perceptual', 'AttentionName', 'ImageSize', 'RewardLoss', 'BinRange', 'Advantages', 'Intrinsic', 'Objective',
            'RewardDecoding', 'AdvantageFraction', 'Optimizer', 'TrackerName', 'Precision', 'MatmulPrecision', 'Lengths',
-           'SequenceLength', 'Temperatures', 'CONFIG_VERSION', 'TRIAL_STEPS', 'SIZES', 'RENAMED_FIELDS',
-           'RENAMED_VALUES', 'EARLIER_DEFAULTS', 'did_you_mean', 'unknown_name', 'validation_error', 'check_multiple',
-           'explain', 'one_line_errors', 'DataConfig', 'check_heads', 'TokenizerConfig', 'DynamicsConfig',
-           'AgentConfig', 'ImaginationConfig', 'StageConfig', 'EvaluationConfig', 'Config', 'nest', 'merge', 'smoke',
-           'laptop', 'demo_smoke', 'gpu', 'paper', 'named', 'config_from_dict', 'load_config']
+           'SequenceLength', 'Temperatures', 'CONFIG_VERSION', 'TRIAL_STEPS', 'PMPO_SETTINGS', 'SIZES',
+           'RENAMED_FIELDS', 'RENAMED_VALUES', 'EARLIER_DEFAULTS', 'did_you_mean', 'unknown_name', 'validation_error',
+           'check_multiple', 'explain', 'one_line_errors', 'DataConfig', 'check_heads', 'TokenizerConfig',
+           'DynamicsConfig', 'AgentConfig', 'ImaginationConfig', 'StageConfig', 'EvaluationConfig', 'Config', 'nest',
+           'merge', 'smoke', 'laptop', 'laptop_pmpo', 'demo_smoke', 'gpu', 'paper', 'named', 'config_from_dict',
+           'load_config']
 
 # %% ../nbs/00_config.ipynb #70c02261
 import difflib
@@ -872,25 +873,51 @@ def laptop() -> Config:  # minutes on two cores
             ema=0.99,
             relevant_fraction=0.5,
         ),
-        # a tree is some steps away, so ten steps' foresight is enough; the start is a sharper
-        # copied policy (temperature 0.5), since one that dithers learns little from what it
-        # imagines; small steps keep near it
+        # rounds of many dreams, each learned from while it is new; a tree is some steps away,
+        # so twelve steps' foresight is enough; the start is a sharper copied policy
+        # (temperature 0.5), since one that dithers learns little from what it imagines
         imagination=ImaginationConfig(
-            horizon=10,
-            gamma=0.9,
-            beta=0.5,
-            marginal_beta=2.0,
+            objective="ppo",
+            horizon=12,
+            gamma=0.95,
+            beta=0.02,
             temperature=0.5,
-            contexts=128,
-            iterations=74,
+            contexts=256,
+            iterations=38,
             value_warmup=14,
             value_updates=8,
             value_ema=0.9,
-            policy_updates=6,
-            lr=1e-4,
+            policy_updates=10,
+            replay=1,
         ),
-        evaluation=EvaluationConfig(validation_worlds=16, test_worlds=16),
+        evaluation=EvaluationConfig(validation_worlds=16, test_worlds=64),
     )
+
+
+# the paper's objective with the settings that were found for it at the laptop's size: smaller
+# rounds, learned from four times, and a firm hold on the copied policy, by small steps and two
+# KL penalties
+PMPO_SETTINGS: dict[str, Any] = {
+    "imagination.objective": "pmpo",
+    "imagination.horizon": 10,
+    "imagination.gamma": 0.9,
+    "imagination.beta": 0.5,
+    "imagination.marginal_beta": 2.0,
+    "imagination.temperature": 0.5,
+    "imagination.contexts": 128,
+    "imagination.iterations": 74,
+    "imagination.value_warmup": 14,
+    "imagination.value_updates": 8,
+    "imagination.value_ema": 0.9,
+    "imagination.policy_updates": 6,
+    "imagination.replay": 4,
+    "imagination.lr": 1e-4,
+}
+
+
+def laptop_pmpo() -> Config:  # minutes on two cores
+    "The laptop's size, with the paper's objective in phase 3"
+    return laptop().change({"name": "laptop_pmpo", **PMPO_SETTINGS})
 
 # %% ../nbs/00_config.ipynb #51561dc1
 def demo_smoke() -> Config:  # a minute or two on two cores
@@ -987,22 +1014,22 @@ def gpu() -> Config:  # an evening on one graphics card
             hidden=512, mtp_decay=0.2, video_weight=0.2, latent_reader=32, bc_windows=20_000
         ),
         agent_training=StageConfig(**stage, steps=10_000, relevant_fraction=0.5),
-        # the laptop's: ten steps' foresight, a sharper copied policy as start, the hold on how
-        # often each action is taken, small steps; more contexts and rounds
+        # the laptop's: PPO, twelve steps' foresight, a sharper copied policy as start; more
+        # contexts and rounds
         imagination=ImaginationConfig(
-            horizon=10,
-            gamma=0.9,
-            beta=0.5,
-            marginal_beta=2.0,
+            objective="ppo",
+            horizon=12,
+            gamma=0.95,
+            beta=0.02,
             temperature=0.5,
             contexts=512,
             context_length=16,
-            iterations=300,
+            iterations=100,
             value_warmup=20,
             value_updates=8,
             value_ema=0.9,
-            policy_updates=6,
-            lr=1e-4,
+            policy_updates=10,
+            replay=1,
         ),
     )
 
@@ -1063,6 +1090,7 @@ SIZES = {
     "smoke": smoke,
     "demo_smoke": demo_smoke,
     "laptop": laptop,
+    "laptop_pmpo": laptop_pmpo,
     "gpu": gpu,
     "paper": paper,
 }

@@ -65,7 +65,7 @@ def for_task(
         return config
     config = config.change({"data.task": task})
     first = task.split("+")[0]
-    if config.name == "laptop" and first in TASKS:
+    if config.name in ("laptop", "laptop_pmpo") and first in TASKS:
         return config.change(dict(TASKS[first].settings))
     return config
 

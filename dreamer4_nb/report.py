@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Block', 'PRETRAINED_TASK', 'SECTIONS', 'Paragraph', 'Prose', 'LeftOut', 'Picture', 'Row', 'Stack', 'Films', 'Details',
            'Cell', 'Table', 'Tile', 'Tiles', 'Section', 'render_blocks', 'Page', 'attempt', 'at_a_glance',
-           'policies_section', 'other_tasks_section', 'achievements_section', 'films_section', 'imagination_section',
-           'rollouts_section', 'tokenizer_section', 'losses_section', 'stages_section', 'run_section', 'laptop_section',
-           'first_look', 'write_report']
+           'policies_section', 'other_tasks_section', 'achievements_section', 'films_section', 'opening',
+           'imagination_section', 'rollouts_section', 'tokenizer_section', 'losses_section', 'stages_section',
+           'run_section', 'laptop_section', 'first_look', 'write_report']
 
 # %% ../nbs/02_report.ipynb #ccb6dfcf
 import base64
@@ -323,6 +323,15 @@ def _policy_tiles(results):
     return tiles
 
 
+def _promise_tiles(results):
+    pair = results.get("imagined_vs_real") or {}
+    if not pair or not np.mean(pair["real"]) > 0:
+        return []
+    ratio = np.mean(pair["imagined"]) / np.mean(pair["real"])
+    label = "dreamed reward against paid, in real games"
+    return [Tile(f"{ratio:.2f}×", label, "at most 1.3×", ratio <= 1.3)]
+
+
 def _minutes_tile(page):
     stages = page.run.get("stages") or {}
     minutes = sum(stage.get("minutes") or 0 for stage in stages.values())
@@ -342,6 +351,7 @@ def at_a_glance(
     if psnr is not None:
         tiles.append(Tile(f"{psnr:.1f} dB", "tokenizer, held-out frames", "32 dB", psnr >= 32))
     tiles += _dream_tiles(page.results)
+    tiles += _promise_tiles(page.results)
     tiles += _policy_tiles(page.results)
     tiles += _minutes_tile(page)
     config = page.config
@@ -476,7 +486,9 @@ def achievements_section(
 
 # %% ../nbs/02_report.ipynb #5f7ea76b
 def _film(page, name, frames):
-    label = policy_label(name).removesuffix(", sampled")
+    label = "a recorded player"
+    if name != "players":
+        label = policy_label(name).removesuffix(", sampled")
     strip = plot_film(frames, label.replace(", ", ",\n"))
     page.figure(f"film_{name}", strip, name)
     gif = write_gif(frames, page.figures / f"film_{name}.gif", scale=1).read_bytes()
@@ -494,8 +506,47 @@ def films_section(
             films[name.removeprefix("film_")] = frames
     if not films:
         raise FileNotFoundError("evaluation/pictures.npz contains no films")
-    pictures = [_film(page, name, films[name]) for name in in_order(films)]
+    shown = _opening_returns(page.results)  # at the top of the page
+    pictures = [
+        _film(page, name, films[name]) for name in in_order(films) if name not in shown
+    ]
+    if not pictures:
+        return []
     return [Paragraph("One episode of each, in the same world."), Films(pictures)]
+
+
+def _opening_returns(results):
+    "Name of a film -> what its number is, and the returns behind it."
+    episodes = (results.get("players") or {}).get("returns") or []
+    shown = {"players": (f"recorded players, {len(episodes)} episodes", episodes)}
+    for name in ("bc", "imagination"):
+        returns = policy_returns(results, f"{name}_tempered") or []
+        how = f"{policy_label(f'{name}_tempered')}, {len(returns)} test worlds"
+        shown[name] = (how, returns)
+    return {name: (how, returns) for name, (how, returns) in shown.items() if returns}
+
+
+def opening(
+    page: Page,  # with results and, for films, evaluation/pictures.npz
+) -> list[Block]:
+    "Recorded players, BC policy and the policy of imagination: a number and a film of each."
+    shown = _opening_returns(page.results)
+    if not shown:
+        return []
+    try:
+        pictures = page.read_npz("evaluation/pictures.npz")
+    except (FileNotFoundError, ValueError):  # named by the section of films
+        pictures = {}
+    unit = return_unit(page.task)
+    decimals = num_decimals(*(np.mean(returns) for _, returns in shown.values()))
+    columns = []
+    for name, (how, returns) in shown.items():
+        tile = Tile(f"{np.mean(returns):.{decimals}f} {unit}", how)
+        blocks: list[Block] = [Tiles([tile])]
+        if f"film_{name}" in pictures:
+            blocks.append(_film(page, name, pictures[f"film_{name}"]))
+        columns.append(Stack(blocks))
+    return [Row(columns)]
 
 # %% ../nbs/02_report.ipynb #b566fa24
 def _history(page):
@@ -533,7 +584,16 @@ def _imagined_real(page):
     if not pair:
         raise FileNotFoundError("imagined returns were not compared with real ones")
     fig = plot_imagined_real(pair["imagined"], pair["real"])
-    return [page.figure("imagined_real", fig, "imagined against real returns")]
+    steps = (
+        f"The next {page.config.imagination.horizon} steps" if page.config else "Next steps"
+    )
+    text = (
+        f"{steps} at {len(pair['real'])} moments of real games: dreamed on by the policy, "
+        f"they pay {np.mean(pair['imagined']):.2f} {return_unit(page.task)}; the world paid "
+        f"{np.mean(pair['real']):.2f}."
+    )
+    picture = page.figure("imagined_real", fig, "dreamed against paid reward")
+    return [Paragraph(text), picture]
 
 
 def imagination_section(
@@ -547,7 +607,10 @@ def imagination_section(
         *attempt(_imagined_real, page),
     ]
     columns = Row([*attempt(_history, page), Stack(right)])
-    return [Prose("advantages"), *attempt(_alarms, page), columns]
+    config = page.config
+    by_sign = config is None or config.imagination.objective == "pmpo"
+    prose = Prose("signs of advantages" if by_sign else "sizes of advantages")
+    return [prose, *attempt(_alarms, page), columns]
 
 # %% ../nbs/02_report.ipynb #ad47c17c
 def _rollout_pictures(page, most=2):
@@ -849,7 +912,7 @@ def write_report(
         .render(
             title=_page_title(page),
             verdict=_verdict_pieces(page),
-            glance=attempt(at_a_glance, page),
+            glance=[*attempt(opening, page), *attempt(at_a_glance, page)],
             sections=_sections(page),
         )
     )

@@ -198,7 +198,7 @@ WRONG_ARGUMENTS = [
     (("demo", "--size", "huge"), ("huge", "laptop")),
     (
         ("demo", "--size", "huge"),
-        ("('smoke', 'demo_smoke', 'laptop', 'gpu', 'paper')",),
+        ("('smoke', 'demo_smoke', 'laptop', 'laptop_pmpo', 'gpu', 'paper')",),
     ),
     (("demo", "--task", "treechopp"), ("'treechopp' is unknown", "'treechop'")),
     (("train", "out", "--task", "mine"), ("'mine' is unknown", "collect_wood")),

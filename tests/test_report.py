@@ -213,6 +213,46 @@ def test_films(write_run):
     assert (run_dir / "figures" / "film_bc.gif").exists()
 
 
+def test_the_page_opens_with_players_bc_policy_and_imagination(write_run):
+    results = {"policies": POLICIES, "players": {"name": "weak", "returns": [0, 3]}}
+    run_dir = write_run(results=results)
+    text = words(write_report(run_dir).read_text())
+    numbers = (
+        "1.5 wood recorded players, 2 episodes 7.3 wood BC policy, best temperature, "
+        "3 test worlds 9.0 wood imagination, best temperature, 3 test worlds"
+    )
+    assert text.index(numbers) < text.index("both sampled")
+    (run_dir / "evaluation").mkdir()
+    films = {f"film_{name}": np.zeros((4, 3, 8, 8), np.uint8) for name in ("players", "bc")}
+    np.savez(run_dir / "evaluation" / "pictures.npz", **films)
+    html = write_report(run_dir).read_text()
+    assert re.findall(r"<figcaption>(.*?)</figcaption>", html) == [
+        "a recorded player",
+        "BC policy",
+    ]
+    assert "Episodes to watch" not in html  # both are at the top
+
+
+def test_dreamed_reward_is_compared_with_paid(write_run):
+    pair = {"imagined": [3.0, 1.0], "real": [1.0, 1.0]}
+    html = write_report(write_run(results={"imagined_vs_real": pair})).read_text()
+    text = words(html)
+    assert "2.00× dreamed reward against paid, in real games aim at most 1.3×: missed" in text
+    assert "The next 15 steps at 2 moments of real games" in text
+    assert "they pay 2.00 wood; the world paid 1.00." in text
+    pair["real"] = [0.0, 0.0]
+    html = write_report(write_run(results={"imagined_vs_real": pair})).read_text()
+    assert "against paid, in real games" not in html
+
+
+@pytest.mark.parametrize(("objective", "word"), [("pmpo", "sign"), ("ppo", "size")])
+def test_what_the_policy_learns_from_is_said(write_run, objective, word):
+    changes = {"imagination.objective": objective, "imagination.replay": 1}
+    html = write_report(write_run(Config().change(changes))).read_text()
+    assert ("learns from the sign of the advantage" in html) == (word == "sign")
+    assert ("by the size of the difference" in html) == (word == "size")
+
+
 def test_a_section_of_ones_own(write_run, monkeypatch):
     def section(page):
         return [Paragraph(f"This is {page.task}.")]
@@ -239,7 +279,7 @@ def test_cells(cell, expected):
 
 
 def test_every_kind_of_prose_is_in_the_template():
-    for name in ("advantages", "first look"):
+    for name in ("signs of advantages", "sizes of advantages", "first look"):
         assert "<p>" in render_blocks([Prose(name)])
 
 

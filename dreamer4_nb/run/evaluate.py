@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCORED_WINDOWS', 'TRIAL_WINDOWS', 'play_policies', 'asked_returns', 'check_fits', 'reconstructed_frames',
-           'rollout_frames', 'episode_films', 'save_pictures', 'evaluate_run']
+           'rollout_frames', 'recorded_episodes', 'players_film', 'episode_films', 'save_pictures', 'evaluate_run']
 
 # %% ../../nbs/run/05_evaluate.ipynb #2f05a002
 from dataclasses import replace
@@ -15,7 +15,7 @@ import torch
 
 from ..config import EvaluationConfig
 from ..data.dataset import Recordings
-from ..data.windows import Batch, SequenceSampler
+from ..data.windows import Batch, SequenceSampler, fit_to_longest
 from ..evaluation.in_worlds import check_fresh, evaluate_policies, play_worlds
 from ..evaluation.reward_head import reward_scores
 from ..evaluation.tables import achievement_rates_by_policy
@@ -159,6 +159,31 @@ def rollout_frames(
     return films
 
 
+def recorded_episodes(
+    run: RunFolder,  # with converted recordings
+) -> tuple[Recordings, list[float]]:  # those of the run's first task that pay, their returns
+    "The episodes that the run learned from, and what their players collected"
+    recordings = Recordings(run.out / "converted")
+    paid = {}
+    for i in range(len(recordings)):
+        rewards = recordings.rewards(i)
+        is_first = len(run.tasks) == 1 or recordings.task_of(i) == run.tasks[0]
+        if rewards is not None and is_first:
+            paid[i] = float(rewards.sum())
+    return recordings.subset(paid), list(paid.values())
+
+
+def players_film(
+    run: RunFolder,  # with converted recordings
+) -> dict[str, np.ndarray]:  # (steps, C, H, W) uint8; empty where no reward is known
+    "The recorded episode whose return is nearest to the mean of all"
+    recordings, returns = recorded_episodes(run)
+    if not returns:
+        return {}
+    nearest = np.abs(np.array(returns) - np.mean(returns)).argmin()
+    return {"film_players": np.array(recordings.frames(int(nearest)))}
+
+
 def episode_films(
     run: RunFolder,  # with the policies in `POLICIES`
     tokenizer: Tokenizer,  # of the run
@@ -190,8 +215,10 @@ def save_pictures(
     tokenizer = run.trained("tokenizer")
     agent = run.trained("agent")
     generator = make_generator(run.device, run.seed)
+    held_out = run.data()[1]
+    context, steps = fit_to_longest(held_out, context, steps)
     windows = SequenceSampler(
-        run.data()[1],
+        held_out,
         max(frames, rollouts),
         context + steps,
         horizon=1,
@@ -208,7 +235,7 @@ def save_pictures(
     films = episode_films(run, tokenizer, agent, generator)
     shown = batch.select(slice(rollouts))
     pictures["rollout_truth"] = batch.frames[:rollouts].cpu().numpy()
-    pictures |= films
+    pictures |= films | players_film(run)
     pictures |= rollout_frames(tokenizer, agent, shown, context, run.seed)
     with atomic_file(run.out / "evaluation" / "pictures.npz") as path:
         np.savez_compressed(path, context=context, **pictures)
@@ -248,6 +275,10 @@ def _measures(run: RunFolder, config: EvaluationConfig, policies: dict[str, Any]
             horizon=run.config.imagination.horizon,
             seed=seed,
         ),
+        "players": {
+            "name": run.config.data.players,
+            "returns": recorded_episodes(run)[1],
+        },
         "policies": policies,
     }
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..config import Config
+from ..config import PMPO_SETTINGS, Config
 from ..evaluation.in_worlds import EvaluationCache
 from ..models.heads import MLPHead
 from ..policy.actor import Actor
@@ -44,8 +44,8 @@ _BY_SIZE = _ON_POLICY | {
     "imagination.lr": 3e-4,
 }
 _IN_THE_WORLD: dict[str, dict] = {
-    "PMPO": {},
-    "PMPO, on-policy": _ON_POLICY,
+    "PMPO": PMPO_SETTINGS,
+    "PMPO, on-policy": PMPO_SETTINGS | _ON_POLICY,
     "PPO": _BY_SIZE | {"imagination.objective": "ppo"},
     "AWR": _BY_SIZE | {"imagination.objective": "awr"},
 }

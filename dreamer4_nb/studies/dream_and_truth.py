@@ -16,7 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..config import Config, EvaluationConfig, ImaginationConfig
+from dreamer4_nb.config import (
+    PMPO_SETTINGS,
+    Config,
+    EvaluationConfig,
+    ImaginationConfig,
+)
 from ..data.windows import Batch
 from ..evaluation.in_worlds import evaluate_policies
 from ..evaluation.statistics import two_level_bootstrap
@@ -29,8 +34,8 @@ from ..run.run import Run
 from .results import display_name
 
 # %% ../../nbs/studies/09_dream_and_truth.ipynb #fcfef496
-# as the committed results were measured: no marginal KL penalty
-_NO_MARGINAL_KL: dict[str, Any] = {"imagination.marginal_beta": 0.0}
+# as the committed results were measured: PMPO, and no marginal KL penalty
+_NO_MARGINAL_KL: dict[str, Any] = PMPO_SETTINGS | {"imagination.marginal_beta": 0.0}
 
 # a quarter of the steps that the claim dreams
 QUARTER_BUDGET = _NO_MARGINAL_KL | {
@@ -58,8 +63,8 @@ PHASE3_VARIANTS: dict[str, dict] = {
     "nothing paid, novelty": {"paid": 0.001} | _intrinsic("rnd", 0.3),
 }
 DRIFT_VARIANTS: dict[str, dict] = {
-    "marginal_beta = 0": {"imagination.marginal_beta": 0.0},
-    "marginal_beta = 2": {"imagination.marginal_beta": 2.0},
+    "marginal_beta = 0": _NO_MARGINAL_KL,
+    "marginal_beta = 2": PMPO_SETTINGS,
     "twenty steps, temperature 0.35": _NO_MARGINAL_KL
     | {
         "imagination.horizon": 20,
