@@ -25,6 +25,7 @@ from .run.checks import enforce_checks
 from .run.folder import from_main
 from .run.launch import join_launched, launch, run_lock
 from .run.run import STAGES, Run, RunError
+from .run.stages import TRAINING_STAGES, check_needs
 from .training.callbacks import check_tracker
 from .training.distributed import num_processes
 from .training.memory import check_device, set_matmul_precision
@@ -149,6 +150,13 @@ def stages_left(
     return from_main(lambda: [name for name in names if not run.done(name)])
 
 
+def _check_first(run: Run, name: str, left: list[str]) -> None:
+    "Before the first stage that trains: are the recordings enough for all that are left?"
+    training = [stage for stage in left if stage in TRAINING_STAGES]
+    if training and name == training[0]:
+        from_main(partial(check_needs, run, training))
+
+
 def run_all(
     run: Run,  # new, or with some stages done
     upto: str = "report",  # last stage, a name in `STAGES`
@@ -156,6 +164,7 @@ def run_all(
     "Carry out the stages that are not done yet, in order"
     left = stages_left(run, upto)
     for name in stages_up_to(upto):
+        _check_first(run, name, left)
         if name == "report" or name in left:
             run_stage(run, name)
     return run
@@ -168,7 +177,9 @@ def train_checked(
     "As `run_all`, but raise a `RunError` after a stage whose checks fail"
     left = stages_left(run, STAGES[-1])
     done = [name for name in STAGES if name not in left]
+    to_do = [name for name in stages_up_to(upto) if name in left]
     for name in stages_up_to(upto):
+        _check_first(run, name, to_do)
         if name in left:
             run_stage(run, name)
         if name in left or name == done[-1]:

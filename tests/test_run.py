@@ -2,28 +2,45 @@
 
 import json
 import shutil
+from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
 
+from dreamer4_nb.cli import _parse_with_settings
 from dreamer4_nb.config import StageConfig, named
-from dreamer4_nb.data.dataset import LatentStore
-from dreamer4_nb.files import read_json, read_npz, with_checksum
+from dreamer4_nb.data.actions import ActionSpace
+from dreamer4_nb.data.dataset import LatentStore, Recordings
+from dreamer4_nb.data.recordings import write_episode
+from dreamer4_nb.files import RecordingError, read_json, read_npz, with_checksum
+from dreamer4_nb.models.heads import TwoHot
 from dreamer4_nb.models.tokenizer import Tokenizer
 from dreamer4_nb.pipeline import demo, evaluate, processes_for, run_all, stages_left
 from dreamer4_nb.policy.advantages import Monitor
 from dreamer4_nb.run import imagination, stages
-from dreamer4_nb.run.changes import LEFT_BY, config_changes
+from dreamer4_nb.run.changes import (
+    FIRST_STAGE,
+    LEFT_BY,
+    NO_INFLUENCE,
+    config_changes,
+    first_change,
+)
+from dreamer4_nb.run.checks import check_run
 from dreamer4_nb.run.folder import STAGES, RunError, RunFolder
 from dreamer4_nb.run.launch import run_lock
+from dreamer4_nb.run.load import load
 from dreamer4_nb.run.run import Run
 from dreamer4_nb.run.stages import (
+    TRAINING_STAGES,
+    check_needs,
     convert_recordings,
     encode_recordings,
     encode_together,
     grouped,
+    name_new_recordings,
     record_world,
+    recorded_extent,
     stage_callbacks,
     stage_windows,
     train_tokenizer,
@@ -566,3 +583,236 @@ def test_two_commands_do_not_work_in_one_folder(tmp_path):
         with pytest.raises(RunError, match="works in this folder. Hint: wait"):
             demo(named("smoke"), tmp_path / "run", progress=False)
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+# --- recordings of others: what they pay, how long they are
+
+
+def write_recordings(folder, steps, rewards=None, actions=True):
+    "Recordings of so many steps each; `rewards` is what every step pays"
+    rng = np.random.default_rng(0)
+    space = ActionSpace(keys=("left",))
+    for number, n in enumerate(steps):
+        frames = rng.integers(0, 255, (n + 1, 64, 64, 3), dtype=np.uint8)
+        keys = {"left": rng.integers(0, 2, n)} if actions else None
+        paid = None if rewards is None else np.full(n, rewards, np.float32)
+        extra = {"action_space": space.to_dict()}
+        write_episode(folder, "Other-v0", f"{number:02}", frames, keys, paid, extra=extra)
+    return folder
+
+
+def learn_from(tmp_path, config, **recordings):
+    "A run that has converted recordings of its own"
+    source = write_recordings(tmp_path / "source", **recordings)
+    run = Run(tmp_path / "other", config, progress=False)
+    use_recordings(run, source)
+    return run
+
+
+RECORDED = named("smoke").change({"data.task": "recordings"})
+
+
+@pytest.mark.parametrize(
+    "pay, gamma, bin_range",
+    [
+        (1.0, 0.9, 5.0),  # returns reach 10, as bins do that end at 147
+        (None, 0.9, 5.0),
+        (1024.0, 0.9, 10.0),  # returns of 10,240
+        (-1024.0, 0.9, 10.0),
+        (-1.0, 0.997, 6.6),  # 60 steps cost 60, but the episode was cut off: up to 333
+    ],
+)
+def test_bins_reach_as_far_as_rewards_and_returns(tmp_path, pay, gamma, bin_range):
+    config = RECORDED.change({"imagination.gamma": gamma})
+    run = learn_from(tmp_path, config, steps=[60, 60], rewards=pay)
+    assert run.agent_config.bin_range == bin_range
+    assert run.config == config
+    assert RunFolder(run.out).agent_config == run.agent_config
+    assert RunFolder(run.out, config).done("convert")  # the same settings go on
+    check_needs(run, ["agent", "imagination"])
+    largest, total = recorded_extent(Recordings(run.out / "converted"), gamma)
+    assert TwoHot(bin_range=bin_range).largest > total >= largest
+
+
+def test_rewards_that_no_bin_can_hold(tmp_path):
+    with pytest.raises(RunError, match="converted: rewards: 1e.38, more than .* divide"):
+        learn_from(tmp_path, RECORDED, steps=[3, 3], rewards=1e38)
+
+
+def test_another_discount_may_need_wider_bins(tmp_path):
+    config = RECORDED.change({"imagination.gamma": 0.5})
+    run = learn_from(tmp_path, config, steps=[60, 60], rewards=1.0)
+    run = RunFolder(run.out, config.change({"imagination.gamma": 1.0}))
+    check_needs(run, ["tokenizer", "agent"])
+    run = RunFolder(run.out, config.change({"imagination.gamma": 0.999}))
+    with pytest.raises(RunError, match="returns 1,000, but .* --agent.bin_range 7.7") as error:
+        check_needs(run, ["agent"])
+    assert "bin_range = 5.0 end at 147.4" in str(error.value)
+    mended = RunFolder(run.out, run.config.change({"agent.bin_range": 7.7}))
+    assert mended.done("convert")
+    check_needs(mended, ["agent", "imagination"])
+
+
+def test_all_stages_that_need_longer_recordings_are_named_at_once(tmp_path, capsys):
+    config = named("laptop").change(
+        {
+            "data.task": "recordings",
+            "imagination.context_length": 8,
+            "imagination.horizon": 10,
+            "tokenizer_training.length": ((1, 9), (8, 1), (32, 2)),
+        }
+    )
+    run = learn_from(tmp_path, config, steps=[12, 12, 3])
+    with pytest.raises(RunError) as error:
+        check_needs(run, TRAINING_STAGES)
+    message = str(error.value)
+    assert message.startswith(
+        f"{run.out}/converted: the longest recording for training has 13 frames, fewer than "
+        "tokenizer_training.length = 1 and 8 and 32, dynamics_training.length = 16; the "
+        "longest recording with actions for training has 13 frames, fewer than "
+        "agent_training.length = 16, imagination.context_length + imagination.horizon = 8 + 10"
+    )
+    with pytest.raises(RunError):  # before anything is trained
+        run_all(run, "imagination")
+    assert not run.done("tokenizer")
+    options = message.partition("Hint: give ")[2].split()
+    assert len(options) == 13
+    _, settings = _parse_with_settings("train", ["x", *options])
+    mended = config.change(
+        {
+            "tokenizer_training.length": settings.tokenizer_training.length,
+            "dynamics_training.length": settings.dynamics_training.length,
+            "agent_training.length": settings.agent_training.length,
+            "imagination.horizon": settings.imagination.horizon,
+        }
+    )
+    assert mended.tokenizer_training.length == ((1, 9), (8, 1), (13, 2))
+    again = RunFolder(run.out, mended)
+    assert again.done("convert")
+    check_needs(again, TRAINING_STAGES)
+    check_needs(again, ["imagination"])
+
+
+def test_a_shorter_horizon_keeps_what_was_trained(finished, capsys):
+    printed = reopen(finished, capsys, imagination__horizon=2, imagination__context_length=1)
+    assert "imagination.horizon: 3 -> 2: imagination again; then evaluate, report" in printed
+    assert done_stages(finished) == STAGES[: STAGES.index("imagination")]
+
+
+def test_very_short_recordings_have_a_mend(tmp_path):
+    run = learn_from(tmp_path, RECORDED, steps=[1, 1, 1])
+    with pytest.raises(RunError) as error:
+        check_needs(run, TRAINING_STAGES)
+    assert str(error.value).endswith(
+        "--agent_training.length 2 --imagination.context_length 1 --imagination.horizon 1"
+    )
+
+
+def test_films_without_actions_have_no_agent(tmp_path):
+    run = learn_from(tmp_path, RECORDED, steps=[20, 20], actions=False)
+    check_needs(run, ["tokenizer", "dynamics"])
+    with pytest.raises(RunError, match="no recording for training has actions .* --upto dyn"):
+        check_needs(run, TRAINING_STAGES)
+
+
+def test_one_long_recording_is_cut(tmp_path, capsys):
+    source = write_recordings(tmp_path / "source", steps=[200], rewards=1.0)
+    run = Run(tmp_path / "other", RECORDED.change({"data.held_out": 0.2}))
+    use_recordings(run, source)
+    assert "no recording to hold out: cut into v3_00-training (130" in capsys.readouterr().out
+    train, held_out = run.data()
+    assert (train.names, held_out.names) == (["v3_00-training"], ["v3_00-held-out"])
+    assert train.steps.sum() + held_out.steps.sum() == 180  # 20 lie between
+    assert held_out.rewards(0).sum() == held_out.episodes[0]["total_reward"] == 50
+    assert held_out.actions(0).shape == (50, 1)
+    assert len(held_out.frames(0)) == 51
+    assert run.done("convert")
+    run_all(Run(run.out, progress=False), "dynamics")
+    statuses = [check.status for check in check_run(RunFolder(run.out))]
+    assert len(statuses) > 6
+    name_new_recordings(run)
+    assert "new recordings" not in capsys.readouterr().out
+
+
+def test_a_short_only_recording_cannot_be_cut(tmp_path):
+    with pytest.raises(RecordingError, match="v3_00: the only recording, and too short"):
+        learn_from(tmp_path, RECORDED, steps=[9])
+
+
+@pytest.mark.parametrize("pay, held_steps", [(None, 1), (-0.1, 5)])
+def test_recordings_that_reward_nothing_are_copied(tmp_path, capsys, pay, held_steps):
+    "All stages go through, and no check of rewards fails, however short the held-out ones"
+    config = RECORDED.change({"data.held_out": 0.25, "tokenizer_training.patience": 9})
+    chosen = np.random.default_rng(0).permutation(4)[0]
+    steps = [held_steps if i == chosen else 30 for i in range(4)]
+    run = learn_from(tmp_path, config, steps=steps, rewards=pay)
+    assert run.data()[1].steps.tolist() == [held_steps]
+    run_all(run, "imagination")
+    assert run.has_policy("bc") and run.has_policy("bc_all") and run.has_policy("imagination")
+    history = read_json(run.out / "imagination" / "history.json")
+    assert len(history) == (2 if pay else 0)
+    if not pay:
+        agent = run.trained("agent")
+        learned, copied = (run.policy(name, agent) for name in ("imagination", "bc"))
+        assert torch.equal(learned.outs[0].weight, copied.outs[0].weight)
+    failed = {check.name for check in check_run(RunFolder(run.out)) if check.status == "fail"}
+    assert not failed & {"rewards are there", "rewards fit the frames", "no alarm is on"}
+    assert not failed & {"the reward head knows rewards", "the present matters to dreams"}
+    frame = np.zeros((64, 64, 3), np.uint8)
+    assert set(load(run.out).act(frame)) == {"left"}
+
+
+# --- every field that changes
+
+
+def _other_value(value):
+    "Another value of the same type, or None where there is no simple one"
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 2
+    if isinstance(value, float):
+        return value / 2
+    return None
+
+
+def test_every_changed_field_is_named_or_has_no_influence(finished, capsys):
+    "It is done again from a stage on, or the error names it"
+    config = RunFolder(finished).config
+    named_fields = set()
+    for section in FIRST_STAGE:
+        for field in fields(getattr(config, section)):
+            name = f"{section}.{field.name}"
+            value = _other_value(getattr(getattr(config, section), field.name))
+            try:
+                changed = config.change({name: value})
+            except ValueError:
+                continue  # together with other fields only
+            if changed == config or field.name in NO_INFLUENCE:
+                continue
+            (change,) = config_changes(config, changed)
+            assert change.field == name
+            assert str(change).startswith(f"{name}: ")
+            named_fields.add(name)
+            if change.stage == "record":
+                with pytest.raises(RunError, match=f"config: {name}: .* name another --out"):
+                    RunFolder(finished, changed)
+    assert len(named_fields) > 60
+
+
+@pytest.mark.parametrize(
+    "values, stage",
+    [
+        ({"data.event": "mine_log"}, "convert"),
+        ({"data.held_out": 0.5}, "convert"),
+        ({"data.bins": 5}, "convert"),
+        ({"data.relevant_within": 3}, "agent"),
+        ({"data.relevant_within": 3, "dynamics_training.relevant_fraction": 0.5}, "dynamics"),
+        ({"data.observations": ("compass$angle",)}, "encode"),
+        ({"agent.bin_range": 7.7}, "agent"),
+    ],
+    ids=str,
+)
+def test_the_stage_that_a_field_matters_for(values, stage):
+    smoke = named("smoke")
+    assert first_change(config_changes(smoke, smoke.change(values)))[0] == stage

@@ -167,7 +167,7 @@ def diagnose_reward_head(
     reason = VERDICTS[verdict]
     if verdict == "clipped":
         reason = (
-            f"rewards reach {beyond:,.4g}, but the bins end at {largest:,.4g}. "
+            f"rewards reach {beyond:,.6g}, but the bins end at {largest:,.6g}. "
             f"Hint: --agent.bin_range {bin_range_for(beyond)}"
         )
     return measures | dict(verdict=verdict, reason=reason)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..data.dataset import EpisodeSource, LatentStore, Recordings
-from ..data.windows import Batch, SequenceSampler
+from ..data.windows import Batch, SequenceSampler, fit_to_longest
 from .in_worlds import world_seeds
 from ..models.agent import Agent
 from ..models.dynamics import Dream, Dynamics
@@ -85,6 +85,7 @@ def reconstruction_scores(
     length: int = 8,  # frames in a window; the tokenizer sees them as a video
 ) -> dict[str, float | None]:  # psnr (dB), ssim, tree_recall, tree_precision; None: unknown
     "How well held-out frames survive the tokenizer."
+    length, _ = fit_to_longest(recordings, length)
     num_windows = max(1, frames // length)
     sampler = SequenceSampler(
         recordings, num_windows, length, horizon=0, relevant_fraction=0, seed=seed
@@ -169,6 +170,7 @@ def rollouts(
 
     Without known actions the two dreams are one.
     """
+    context, steps = fit_to_longest(recordings, context, steps)
     batch = rollout_windows(recordings, latents, n, context + steps, seed)
     on_device = batch.to(module_device(dynamics))
 
@@ -231,6 +233,7 @@ def rollout_scores(
     sample_steps: int | None = None,  # denoising steps per frame; None: as configured
 ) -> dict[str, Any]:  # see `score_rollouts`
     "`rollouts`, scored."
+    context, steps = fit_to_longest(recordings, context, steps)
     sequences = rollouts(
         tokenizer, dynamics, recordings, latents, n, context, steps, seed, sample_steps
     )

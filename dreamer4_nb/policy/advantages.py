@@ -85,7 +85,7 @@ class Alarm:
 ALARMS = (
     Alarm(
         "no rewards",
-        lambda m: m["reward_max"] < 0.1,
+        lambda m: max(m["reward_max"], -m.get("reward_min", 0.0)) < 0.1,  # costs count
         "the highest reward of a whole round is {reward_max:.3f}",
         'look at the reward head (chapter "The reward head that predicts nothing"), '
         "let dreams begin nearer to rewards, or dream longer",

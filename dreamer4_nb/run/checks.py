@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PRESENT_MATTERS', 'CHECKED_STAGES', 'check_tokenizer', 'check_rollouts', 'check_dreamed_latents', 'dream_beside',
            'check_dynamics', 'check_reward_head', 'dreamed_rewards', 'check_present', 'check_rewards',
-           'check_imagination', 'check_stage', 'check_run', 'check_path', 'format_checks', 'enforce_checks']
+           'check_imagination', 'check_lengths', 'check_stage', 'check_run', 'check_path', 'format_checks',
+           'enforce_checks']
 
 # %% ../../nbs/run/09_checks.ipynb #142e8f6f
 import math
@@ -19,8 +20,8 @@ import torch
 
 from ..data.convert import convert
 from ..data.dataset import LatentStore, Recordings
-from ..data.windows import Batch, SequenceSampler
-from ..evaluation.reward_head import reward_scores
+from ..data.windows import Batch, SequenceSampler, fit_to_longest
+from ..evaluation.reward_head import FEWEST, reward_scores
 from dreamer4_nb.evaluation.world_model import (
     continue_dream,
     reconstruction_scores,
@@ -38,6 +39,7 @@ from dreamer4_nb.run.recording_checks import (
     check_labels_and_rewards,
     threshold_check,
 )
+from .stages import pays
 
 # %% ../../nbs/run/09_checks.ipynb #5a662409
 def check_tokenizer(
@@ -159,7 +161,7 @@ def check_dynamics(
         yield Check("dreams beat repeating the last frame", "skip", observed, "", "")
         return
     context = min(context, run.config.imagination.context_length)
-    steps = min(steps, int(held_out.steps.max()) - context)
+    context, steps = fit_to_longest(held_out, context, steps)
     seed = run.seed
     yield from check_rollouts(
         rollout_scores(tokenizer, dynamics, held_out, latents, windows, context, steps, seed)
@@ -188,21 +190,32 @@ def check_reward_head(
         status = "warn"
     else:
         status = "fail"
-    if scores["average_precision"] is None:
-        observed = scores["reason"]
-    else:
+    hint = "more rewarded windows, with importance weights if it is optimistic"
+    if verdict in ("clipped", "unknown"):
+        reason, _, hint = scores["reason"].partition(". Hint: ")
+        verdict = f"{verdict}: {reason}"
+    observed = verdict
+    if scores["average_precision"] is not None:
+        low, high = scores["interval"]
         observed = (
-            f"{verdict}: average precision {scores['average_precision']:.2f}, "
-            f"{scores['where_rewarded']:.2f} where rewarded, bias {scores['bias']:.2f}"
+            f"{verdict}: average precision {scores['average_precision']:.2f} "
+            f"({low:.2f} to {high:.2f}) {_counted(scores)}, "
+            f"{scores['where_rewarded']:.4g} there, bias {scores['bias']:.2f}"
         )
     yield Check(
         "the reward head knows rewards",
         status,
         observed,
-        "average precision 0.5, bias 0.67 to 1.5",
-        "more rewarded windows, with importance weights if it is optimistic "
-        '(chapter "The reward head that predicts nothing")',
+        f"average precision 0.5, bias 0.67 to 1.5, from {FEWEST} rewarded steps on",
+        f'{hint} (chapter "The reward head that predicts nothing")',
     )
+
+
+def _counted(scores: dict) -> str:
+    "How many held-out steps the scores of a reward head rest on, in words"
+    kinds = {"rewarded": scores["rewarded"], "costly": scores["costly"]}
+    counts = " and ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+    return f"on {counts} of {scores['steps']} held-out steps"
 
 
 def dreamed_rewards(
@@ -257,6 +270,13 @@ def check_present(
     )
 
 
+def _is_constant(recordings: Recordings) -> bool:
+    "Whether every known reward is the same"
+    known = [recordings.rewards(i) for i in range(len(recordings))]
+    values = [np.unique(rewards) for rewards in known if rewards is not None]
+    return not values or len(np.unique(np.concatenate(values))) < 2
+
+
 def check_rewards(
     run: RunFolder,  # whose configuration and seed are used
     agent: Agent,  # of the run
@@ -269,10 +289,15 @@ def check_rewards(
     "The reward head on recordings, and in dreams that begin elsewhere"
     scores = reward_scores(agent, held_out, latents, seed=run.seed)
     yield from check_reward_head(scores)
-    if scores["average_precision"] is None:
-        yield Check(status="skip", observed="no rewards to compare with", **PRESENT_MATTERS)
+    rewarded = scores["rewarded"] + scores["costly"]
+    if rewarded < FEWEST or _is_constant(held_out):
+        observed = f"{rewarded} rewarded held-out steps, {FEWEST} needed"
+        if rewarded >= FEWEST:
+            observed = "every step has the same reward"
+        yield Check(status="skip", observed=observed, **PRESENT_MATTERS)
         return
     context = min(context, run.config.imagination.context_length)
+    context, steps = fit_to_longest(held_out, context, steps)
     sampler = SequenceSampler(
         held_out,
         windows,
@@ -345,6 +370,22 @@ def _check_alarms(names: list[str]) -> Check:
     return Check("no alarm is on", status, observed, "none", hint)
 
 # %% ../../nbs/run/09_checks.ipynb #2f09a014
+def check_lengths(
+    train: Recordings,  # episodes to learn from
+    held_out: Recordings,  # episodes to test on
+    frames: int = 23,  # of the windows that tests would like: 8 known, 15 dreamed
+) -> Iterator[Check]:
+    "Whether held-out episodes are long enough to dream beside"
+    longest = int(held_out.steps.max()) + 1
+    yield Check(
+        "held-out episodes are long enough",
+        "pass" if longest >= frames else "warn",
+        f"at most {longest} frames, of those for training {int(train.steps.max()) + 1}",
+        f"{frames} frames",
+        "tests dream in shorter windows; hold out more or other episodes with --data.held_out",
+    )
+
+
 # stages after which there is something to check
 CHECKED_STAGES = ("convert", "encode", "dynamics", "agent", "imagination")
 
@@ -358,6 +399,7 @@ def check_stage(
     if stage == "convert":
         yield from check_labels_and_rewards(train, run.config.data.task != "recordings")
         yield from check_alignment(train)
+        yield from check_lengths(train, held_out)
     elif stage == "encode":
         tokenizer = run.trained("tokenizer")
         yield from check_tokenizer(tokenizer, held_out, run.latents(), run.seed)
@@ -368,10 +410,19 @@ def check_stage(
         else:
             dynamics = run.trained("dynamics")
         yield from check_dynamics(run, tokenizer, dynamics, held_out, run.latents())
-    elif stage == "agent":
+    elif stage == "agent" and pays(train):
         yield from check_rewards(run, run.trained("agent"), held_out, run.latents())
+    elif stage == "agent":
+        observed = "no recording for training has a reward"
+        yield Check("the reward head knows rewards", "skip", observed, "", "")
+        yield Check(status="skip", observed=observed, **PRESENT_MATTERS)
     elif stage == "imagination":
-        yield from check_imagination(read_json(run.out / "imagination" / "history.json"))
+        history = read_json(run.out / "imagination" / "history.json")
+        if history or run.config.imagination.intrinsic != "none" or pays(train):
+            yield from check_imagination(history)
+        else:
+            observed = "no recording has a reward: the policy is the BC policy"
+            yield Check("phase 3", "skip", observed, "", "")
 
 
 def check_run(

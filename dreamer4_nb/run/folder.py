@@ -13,6 +13,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 
 import dreamer4_nb
-from ..config import Config, config_from_dict
+from ..config import AgentConfig, Config, config_from_dict
 from ..data.dataset import LatentStore, Recordings
 from ..data.observations import ObservationTokens
 from ..evaluation.in_worlds import world_seeds
@@ -385,6 +386,13 @@ class RunFolder:
         noted = self.state["stages"].get("convert", {}).get("tasks", ())  # none in old runs
         return self.config.agent.tasks or tuple(noted)
 
+    @property
+    def agent_config(self) -> AgentConfig:
+        "The settings of the agent, its bins as wide as the rewards of the recordings need."
+        agent = self.config.agent
+        noted = self.state["stages"].get("convert", {}).get("bin_range", 0.0)
+        return replace(agent, bin_range=max(agent.bin_range, noted))
+
     def task(
         self,
         name: str,  # one of `tasks`
@@ -433,7 +441,7 @@ class RunFolder:
                 f"{self.out}/converted: no recording has actions for an agent to copy. "
                 "Hint: convert some that have"
             )
-        return Agent(dynamics, codec, config.agent, self.agent_tasks, tokens)
+        return Agent(dynamics, codec, self.agent_config, self.agent_tasks, tokens)
 
     def trained(
         self,

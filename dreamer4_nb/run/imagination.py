@@ -22,7 +22,7 @@ from ..policy.advantages import Monitor
 from ..policy.intrinsic import IntrinsicReward, fit_intrinsic_reward
 from ..policy.pmpo import ImaginationTrainer
 from .folder import RunFolder
-from .stages import stage_tracker
+from .stages import pays, stage_tracker
 from dreamer4_nb.training.checkpoint import (
     SCHEMA_VERSION,
     find_checkpoint,
@@ -246,7 +246,11 @@ def learn_in_imagination(
     config = run.config.imagination
     with run.stage("imagination") as note:
         stage = imagination_stage(run)
-        stage.train()
+        learns = config.intrinsic != "none" or pays(run.data()[0])
+        if learns:
+            stage.train()
+        elif is_main():
+            print("imagination: no recording has a reward; the policy stays the BC policy")
         if is_main():
             alarms = stage.monitor.warnings()
             if alarms:
@@ -254,4 +258,4 @@ def learn_in_imagination(
             for alarm in alarms:
                 print(f"alarm: {alarm}")
             _save_results(stage)
-        note["frames"] = config.iterations * config.contexts * config.horizon
+        note["frames"] = learns * config.iterations * config.contexts * config.horizon
