@@ -233,7 +233,7 @@ class DataConfig:
     players: Name | None = None
     # recorded episodes; ours (the paper has 2541 hours of play, 4)
     episodes: TwoOrMore = 600
-    # fraction of the episodes kept from training; ours
+    # fraction of the episodes kept from training, or of the only recording; ours
     held_out: HeldOut = 0.1
     # steps after a window in which a reward still makes it relevant to the task;
     # ours (3.3, number silent)
@@ -458,7 +458,8 @@ class AgentConfig:
     layers: Positive = 2  # hidden layers of a head; ours (paper silent)
     # bins of the symexp two-hot, an odd number, 3 or more; ours (paper silent)
     num_bins: Positive = 255
-    # outermost bin in symlog units, so rewards and returns up to exp(bin_range) - 1; ours
+    # outermost bin in symlog units, so rewards and returns up to exp(bin_range) - 1; a run
+    # takes more where its recordings pay more; ours
     bin_range: BinRange = 5.0
     # loss of the reward head, compared in chapter "The reward head that predicts nothing";
     # 'two_hot' is the paper's (3.3)
@@ -601,7 +602,8 @@ class StageConfig:
     optimizer: Optimizer = "adamw"
     # fraction of sequences treated as separate images (3.2: 0.3 for the dynamics)
     single_image_fraction: Fraction = 0.0
-    # fraction of sequences drawn near a reward of the task (3.3: 0.5 for the agent)
+    # fraction of sequences drawn near a reward of the task (3.3: 0.5 for the agent); where
+    # nothing is rewarded, from anywhere
     relevant_fraction: Fraction = 0.0
     # compute layers once more in the backward pass instead of keeping their activations:
     # less memory, more time; ours

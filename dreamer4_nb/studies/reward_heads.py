@@ -157,7 +157,7 @@ def run_two_hot(
     run: Run,  # whose configuration has the bins
 ) -> TwoHot:
     "The bins of a run's reward head."
-    c = run.config.agent
+    c = run.agent_config
     return TwoHot(c.num_bins, c.bin_range)
 
 # %% ../../nbs/studies/06_reward_heads.ipynb #d58f9566
