@@ -48,11 +48,11 @@ def pytest_xdist_make_scheduler(config, log):
 
 def pytest_collection_modifyitems(config, items):
     if hasattr(config, "workerinput"):  # this is a worker
-        items.sort(key=lambda item: not any(name in item.nodeid for name in LONG))
+        items.sort(key=lambda item: not any(name in unit_of(item.nodeid) for name in LONG))
     if config.getoption("--full"):
         return
     for item in items:
-        if "slow" in item.keywords:
+        if item.get_closest_marker("slow"):
             reason = "takes minutes; runs in make test-full"
             item.add_marker(pytest.mark.skip(reason=reason))
 

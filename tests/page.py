@@ -167,6 +167,7 @@ def pictures_while(page, act):
     "Pictures that are drawn while something is done, and how many a second that are"
     before = page.evaluate("window.times.pictures.length")
     act()
+    page.wait_for_function(f"window.times.pictures.length > {before}")
     drawn = page.evaluate("window.times.pictures")[before:]
     duration = max(1e-3, drawn[-1] - drawn[0]) / 1000
     return len(drawn), (len(drawn) - 1) / duration

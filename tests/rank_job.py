@@ -21,6 +21,8 @@ from dreamer4_nb.training.distributed import (
     wait_for_everyone,
 )
 
+ALONE = 600  # seconds that a rank computes on alone
+
 
 def talk():
     "Exchange all that ranks exchange; returns what rank 0 sees"
@@ -59,7 +61,7 @@ def fail(how, which, alone=False):
     if rank() == which:
         globals()[how]()
     if alone:
-        time.sleep(600)
+        time.sleep(ALONE)
     wait_for_everyone()
 
 

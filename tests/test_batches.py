@@ -485,7 +485,7 @@ def run_script(folder, text, *arguments):
         [sys.executable, str(script), *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=300,
         env=os.environ | dict(PYTHONPATH=str(Path(__file__).parent)),
         cwd=Path(__file__).parents[1],
     )

@@ -433,27 +433,26 @@ def check_mouse(page):
     "The mouse turns the head, its button attacks"
     place = page.locator(f"{SCREEN} canvas").bounding_box()
     x, y = place["x"] + place["width"] / 2, place["y"] + place["height"] / 2
+    steps = steps_at_rest(page)
     for sign, across, down in (("→", 80, 0), ("↓", 0, 80), ("←", -80, 0), ("↑", 0, -80)):
-        before = steps_at_rest(page)
+        before = steps
         before_turn = picture(page)
         page.mouse.move(x + across, y + down, steps=4)
         wait_for_steps(page, before + 1)
-        steps_at_rest(page)
+        steps = steps_at_rest(page)
         assert set(signs(page)[before:]) == {sign}
         half = before_turn.shape[1] // 2
         assert (picture(page)[:, half:] != before_turn[:, half:]).any(), "the true world turns"
         x, y = x + across, y + down
-    before = steps_at_rest(page)
     page.mouse.down()
-    wait_for_steps(page, before + 3)
+    wait_for_steps(page, steps + 3)
     page.mouse.up()
-    steps_at_rest(page)
+    before, steps = steps, steps_at_rest(page)
     assert set(signs(page)[before:]) == {"●"}
     page.keyboard.press("Escape")
     page.locator(f"{SCREEN}:not([data-mouse])").wait_for()
-    before = steps_at_rest(page)
     page.mouse.move(x + 50, y)
-    assert steps_at_rest(page) == before, "the mouse was given back"
+    assert steps_at_rest(page) == steps, "the mouse was given back"
 
 
 @needs_browser
@@ -471,7 +470,8 @@ def test_keys_and_mouse(keys_run, tmp_path):
             page.locator(f"{SCREEN} canvas").click()
             page.locator(f"{SCREEN}[data-mouse=taken]").wait_for()
             assert steps_at_rest(page) == 0, "the click that takes the mouse is no attack"
-            check_keys(page)
+            if page == first:
+                check_keys(page)
             check_mouse(page)
             page.close()
 
@@ -558,7 +558,7 @@ def check_closed_page(page, process, url):
     press_and_look(other, "ArrowLeft", " ")
     kernels = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 0
+    assert process.wait(300) == 0
     assert not any(kernel.is_running() for kernel in kernels)
 
 

@@ -414,7 +414,7 @@ def test_a_phase_continues_on_another_number_of_processes(tmp_path):
     phase3_job.write_state(first, tmp_path / "one")
     job = [Path(phase3_job.__file__), tmp_path / "two.json", tmp_path / "one"]
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run([sys.executable, "-m", *torchrun, *job], check=True, timeout=120)
+    subprocess.run([sys.executable, "-m", *torchrun, *job], check=True, timeout=300)
     last = phase3_job.make_trainer()
     phase3_job.read_state(last, tmp_path / "two")
     results = phase3_job.later_updates(last)
