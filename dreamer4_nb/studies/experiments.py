@@ -25,7 +25,11 @@ from ..config import unknown_name
 from ..files import round_floats
 from ..run.folder import RunError, machine_info, package_versions
 from ..run.run import Run
-from .alignment import measure_alignment
+from dreamer4_nb.studies.alignment import (
+    TRIAL_VARIANTS,
+    measure_alignment,
+    measure_alignment_trial,
+)
 from .benchmarks import PRECISION_VARIANTS, measure_precision
 from .cascade import CASCADE_VARIANTS, measure_cascade
 from .ceiling import CEILING_BUDGET, CEILING_VARIANTS, measure_ceiling
@@ -229,6 +233,7 @@ EXPERIMENTS = {
     "alignment": Experiment(
         measure_alignment, {"Minetest": {}}, _MINETEST_FOOTAGE, requires_stage=""
     ),
+    "alignment_trial": Experiment(measure_alignment_trial, TRIAL_VARIANTS, requires_stage=""),
     "action_share": Experiment(measure_action_share, ACTION_SHARE_VARIANTS),
     "minecraft": Experiment(
         measure_minecraft,
