@@ -348,7 +348,7 @@ META = dict(
     ),
     old=(lambda root: write_info(root, "v1.6"), "codebase_version: v1.6"),
     no_fps=(lambda root: write_info(root, "v2.1", fps="ten"), "fps: is missing"),
-    slow=(lambda root: write_info(root, "v2.1", fps=0), "fps or features: is impossible"),
+    no_rate=(lambda root: write_info(root, "v2.1", fps=0), "fps or features: is impossible"),
     no_camera=(
         lambda root: write_info(root, "v2.1", {"action": FEATURES["action"]}),
         "features: have no pictures",

@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['DATASET_FORMAT', 'DATASET_VERSION', 'KNOWN_BAD', 'KNOWN_LATE', 'find_videos', 'Source', 'look_at', 'find_recordings',
-           'find_action_space', 'cut_after_last_reward', 'convert_one', 'convert_part', 'finish_conversion', 'convert',
-           'describe_source']
+           'recording_name', 'find_action_space', 'cut_after_last_reward', 'convert_one', 'common_rate', 'convert_part',
+           'finish_conversion', 'convert', 'describe_source', 'files_not_read', 'describe_conversion']
 
-# %% ../../nbs/data/06_convert.ipynb #ba37fa68
+# %% ../../nbs/data/06_convert.ipynb #d8ef2f69
 import csv
+import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -21,7 +23,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from .actions import ActionCodec, ActionSpace
+from dreamer4_nb.data.actions import (
+    ActionCodec,
+    ActionSpace,
+    continuous_advice,
+    is_continuous,
+)
 from dreamer4_nb.data.lerobot import (
     find_episode,
     is_lerobot,
@@ -36,11 +43,23 @@ from dreamer4_nb.data.minari import (
     open_minari,
     read_minari,
 )
-from .recordings import Episode, read_episode, read_metadata
+from dreamer4_nb.data.recordings import (
+    Episode,
+    actions_never_vary,
+    read_episode,
+    read_metadata,
+)
 from .shaping import shaped_rewards
 from .spaces import DEFAULT_BINS
-from .video import import_av
-from .vpt import read_segment
+from .video import VIDEO_SUFFIXES, frame_rate, frame_times, import_av
+from .video import is_video as has_video_name
+from dreamer4_nb.data.vpt import (
+    TICKS_PER_SECOND,
+    find_log,
+    lines_per_second,
+    read_segment,
+    read_vpt_log,
+)
 from dreamer4_nb.files import (
     RecordingError,
     atomic_file,
@@ -52,41 +71,92 @@ from dreamer4_nb.files import (
     write_json,
 )
 
-# %% ../../nbs/data/06_convert.ipynb #5f42539f
+# %% ../../nbs/data/06_convert.ipynb #cc402a9a
+def _files_below(folder) -> Iterator[Path]:
+    "All files in the order of their names, through links, but not in hidden folders."
+    been_in = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in been_in or (place != str(folder) and "dataset.json" in names):
+            folders.clear()
+            continue
+        been_in.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(place, name) for name in sorted(names))
+
+
+def _is_video(path):
+    return has_video_name(path) and not path.name.startswith(".") and not path.is_dir()
+
+
 def find_videos(
     source: Path | str,  # folder with videos at any depth, or with index files of VPT
-) -> list[Path]:  # .mp4 files
+) -> list[Path]:  # files of any suffix in `VIDEO_SUFFIXES`
     "The videos below a folder, in the order of their names."
-    source = Path(source)
-    listed = {_listed_video(source, path) for path in _index_paths(source)}
-    videos = sorted(listed or source.rglob("*.mp4"))
+    return _sort_videos(Path(source))[0]
+
+
+def _sort_videos(source):
+    "(videos, {path: reason} of those that are not read)."
+    found = [path for path in _files_below(source) if _is_video(path)]
+    listed = {_listed_video(source, path) for path in _listed_paths(source)}
+    rest = {}
+    if listed:
+        indices = ", ".join(path.name for path in _indices(source))
+        rest = {path: f"not listed in {indices}" for path in found if path not in listed}
     by_name: dict[str, Path] = {}
-    for video in sorted(videos, key=lambda path: path.stem):
-        if video.stem in by_name:
-            problem = f"the same as that of {by_name[video.stem]}"
-            raise recording_error(video, "name", problem, "rename one of them")
-        by_name[video.stem] = video
-    return videos
+    for video in sorted(listed or found, key=_name_order):
+        first = by_name.setdefault(video.stem, video)
+        if first is video:
+            continue
+        if first.parent == video.parent:
+            rest[video] = f"the same name as {first.name}: rename it to read both"
+            continue
+        problem = f"the same as that of {first}"
+        raise recording_error(video, "name", problem, "rename one of them")
+    return list(by_name.values()), rest
 
 
-def _index_paths(source):
-    'The videos that index files {"basedir": ..., "relpaths": [...]} list.'
-    for path in source.glob("*.json"):
+def _name_order(video):
+    "Of several videos of one name the first suffix comes first."
+    return video.stem, VIDEO_SUFFIXES.index(video.suffix.lower()), video
+
+
+def _indices(source):
+    'Index files of VPT, {"basedir": ..., "relpaths": [...]}, and what they list.'
+    indices = {}
+    for path in sorted(source.glob("*.json")):
         try:
             index = read_json(path)
         except ValueError:
             continue
-        if isinstance(index, dict):
-            yield from index.get("relpaths", ())
+        paths = index.get("relpaths") if isinstance(index, dict) else None
+        if isinstance(paths, list):
+            indices[path] = [text for text in paths if isinstance(text, str) and text]
+    return indices
+
+
+def _listed_paths(source):
+    for paths in _indices(source).values():
+        yield from paths
 
 
 def _listed_video(source, path):
-    "A listed video: where the index says, or else directly in the folder."
-    if (source / path).exists():
-        return source / path
-    return source / Path(path).name
+    "A listed video: where the index says, or else directly in the folder, with any suffix."
+    path = path.replace("\\", "/")
+    base = re.sub(r"\.\w+$", "", path) if _has_known_suffix(path) else path
+    suffixes = [s for suffix in VIDEO_SUFFIXES for s in (suffix, suffix.upper())]
+    for place in (base, Path(base).name):
+        for name in (path, *(f"{place}{suffix}" for suffix in suffixes)):
+            if has_video_name(name) and (source / name).is_file():
+                return source / name
+    return source / f"{Path(base).name}.mp4"
 
-# %% ../../nbs/data/06_convert.ipynb #4df0d2c5
+
+def _has_known_suffix(path):
+    return has_video_name(path) or path.lower().endswith(".jsonl")
+
+# %% ../../nbs/data/06_convert.ipynb #b1740867
 DATASET_FORMAT = "dreamer4_nb.recordings"
 DATASET_VERSION = 1
 _is_episode = re.compile(r"v\d+_.+").fullmatch
@@ -114,11 +184,10 @@ def look_at(
     for root in (source, source.parent if source.name == "data" else source):
         if is_minari(root) or is_lerobot(root):
             return _look_at_data_set(root, picture)
-    environments = {}
-    for folder in [source, *source.iterdir()]:
-        episodes = _episode_folders(folder)
-        if episodes:
-            environments[folder] = episodes
+    if (source / "dataset.json").is_file():
+        problem = "holds recordings that are converted already"
+        raise recording_error(source, "folder", problem, "give the folder they came from")
+    environments = _environments_below(source)
     data_sets = [] if environments else _data_sets_below(source)
     if len(data_sets) > 1:
         names = ", ".join(sorted(folder.name for folder in data_sets))
@@ -129,6 +198,17 @@ def look_at(
     if data_sets:
         return _look_at_data_set(data_sets[0], picture)
     return _look_at_videos(source)
+
+
+def _environments_below(folder, depth=3):
+    "{folder: its episodes} of a folder, those in it, and so on."
+    episodes = _episode_folders(folder)
+    environments = {folder: episodes} if episodes else {}
+    for inner in sorted(folder.iterdir()) if depth else ():
+        skip = inner in episodes or inner.name.startswith(".") or not inner.is_dir()
+        if not skip and not (inner / "dataset.json").exists():
+            environments |= _environments_below(inner, depth - 1)
+    return environments
 
 
 def _look_at_environments(environments):
@@ -168,18 +248,31 @@ def _data_sets_below(folder, depth=3):
 def _look_at_videos(source):
     videos = find_videos(source)
     if videos:
-        have_log = any(video.with_suffix(".jsonl").exists() for video in videos)
+        have_log = any(find_log(video) for video in videos)
         return Source("VPT" if have_log else "video", source.resolve().name, videos)
-    zipped = sorted(source.glob("*.zip"))
+    files = list(_files_below(source))
+    zipped = [path for path in files if path.suffix.lower() in _PACKED]
     if zipped:
         raise _still_zipped(zipped[0])
     raise recording_error(
         source,
         "folder",
-        "no recordings here",
+        "no recordings here" + _describe_files(files),
         "it should hold folders <environment>/v3_<name>/ with recording.mp4, rendered.npz, "
-        "metadata.json, or videos, or a data set of Minari or LeRobot",
+        f"metadata.json, or videos ({', '.join(VIDEO_SUFFIXES[:7])}), or a data set of Minari "
+        "or LeRobot",
     )
+
+
+_PACKED = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst")
+_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def _describe_files(files):
+    "What else there is, e.g. ', but 12 .png, 1 .txt'."
+    counts = Counter(path.suffix.lower() or "without suffix" for path in files)
+    listed = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(5))
+    return f", but files: {listed}" if listed else ""
 
 
 def find_recordings(
@@ -221,14 +314,27 @@ def _check_source(source):
 _is_hub_name = re.compile(r"[\w-][\w.-]*/[\w.-]+").fullmatch  # user/name
 
 
+_PARTS = ("recording.mp4", "rendered.npz", "metadata.json")  # of an episode of MineRL
+
+
 def _episode_folders(folder):
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if p.is_dir() and _is_episode(p.name))
+    paths = (path for path in folder.iterdir() if path.is_dir() and _is_episode(path.name))
+    return sorted(path for path in paths if _holds_episode(path))
 
-# %% ../../nbs/data/06_convert.ipynb #4fea960f
-def _is_video(path):
-    return path.suffix == ".mp4"
+
+def _holds_episode(folder):
+    "Whether a folder v3_<name> is an episode, and no folder of videos of such a name."
+    names = {path.name for path in folder.iterdir()}
+    return bool(names & set(_PARTS)) or not any(map(has_video_name, names))
+
+# %% ../../nbs/data/06_convert.ipynb #59e95a48
+def recording_name(
+    path: Path,  # one of `look_at`
+) -> str:  # unique in its source
+    "The name under which a recording is converted."
+    return path.stem if _is_video(path) else path.name
 
 
 def _kind_of(path):
@@ -256,7 +362,7 @@ def find_action_space(
     "The action space that the recordings name, or MineRL's for its own environments."
     kind = _kind_of(recordings[0]) if recordings else "MineRL"
     if kind == "video":
-        have_log = any(path.with_suffix(".jsonl").exists() for path in recordings)
+        have_log = any(find_log(path) for path in recordings)
         return ActionSpace.vpt() if have_log else None
     if kind == "Minari":
         return open_minari(recordings[0].parent, picture).action_space(bins)
@@ -296,11 +402,12 @@ def _named_space(env_id, recordings):
     except ValueError:
         return None
 
-# %% ../../nbs/data/06_convert.ipynb #202d5426
+# %% ../../nbs/data/06_convert.ipynb #5981c9e5
 def _parts_of(path, kind, picture):
     "The files that a recording is read from."
     if kind == "video":
-        return [path, path.with_suffix(".jsonl")]
+        log = find_log(path)
+        return [path, log] if log else [path]
     if kind == "Minari":
         return minari_files(path.parent, _episode_index(path))
     if kind == "LeRobot":
@@ -308,10 +415,13 @@ def _parts_of(path, kind, picture):
         episode = find_episode(open_lerobot(root, picture), _episode_index(path))
         files = [root / "meta/info.json", episode.table]
         return files + ([episode.video] if episode.video else [])
-    return [path / file for file in ("recording.mp4", "rendered.npz", "metadata.json")]
+    return [path / file for file in _PARTS]
 
 
-def _made_from(path, space, image_size, event, shaping, picture, bins):
+_VIDEO_READER = 2  # raised when videos are read differently, so that they are read again
+
+
+def _made_from(path, space, image_size, event, shaping, picture, bins, rate):
     "What a converted episode depends on."
     kind = _kind_of(path)
     parts = _parts_of(path, kind, picture)
@@ -328,6 +438,10 @@ def _made_from(path, space, image_size, event, shaping, picture, bins):
         made_from["shaping"] = shaping
     if kind in ("Minari", "LeRobot"):
         made_from |= dict(picture=picture, bins=bins)
+    if kind in ("video", "LeRobot"):
+        made_from |= dict(reader=_VIDEO_READER)
+    if kind == "video" and rate and len(parts) == 1:
+        made_from |= dict(rate=rate)
     return made_from
 
 
@@ -348,6 +462,10 @@ def _encode_actions(folder, episode, space):
         return None
     if space is None:
         hint = "give convert an action_space, or name it in metadata.json"
+        for key, values in episode.actions.items():
+            if is_continuous(values):
+                hint = f"{hint}; {key}: {continuous_advice(values)}"
+                break
         raise recording_error(folder, "action_space", "unknown", hint)
     try:
         named = ActionSpace.from_dict(episode.info.get("action_space") or space).to_dict()
@@ -359,6 +477,13 @@ def _encode_actions(folder, episode, space):
         problem = "differs from that of the data set"
         hint = "convert it on its own"
         raise recording_error(folder / "metadata.json", "action_space", problem, hint)
+    if components.shape != (
+        len(episode),
+        len(ActionCodec(ActionSpace.from_dict(space)).sizes),
+    ):
+        shapes = ", ".join(f"{key} {values.shape}" for key, values in episode.actions.items())
+        hint = "give one value per step, of a camera two"
+        raise recording_error(folder, "actions", f"have shapes {shapes}", hint)
     return components.astype(np.int16)
 
 # %% ../../nbs/data/06_convert.ipynb #9bc9785f
@@ -391,7 +516,7 @@ def cut_after_last_reward(
         info=episode.info,
     )
 
-# %% ../../nbs/data/06_convert.ipynb #5565dc50
+# %% ../../nbs/data/06_convert.ipynb #d25aefc9
 def convert_one(
     path: Path | str,  # one of `look_at`: a folder, a video or an episode of a data set
     target: Path | str,  # folder of the converted data
@@ -401,17 +526,18 @@ def convert_one(
     shaping: Sequence | None = None,  # see `convert`
     picture: str | None = None,  # see `convert`
     bins: int = DEFAULT_BINS,  # see `convert`
+    rate: float | None = None,  # see `convert`
 ) -> dict[str, Any]:  # a line of the summary
     "Convert one recording, or report why it is set aside."
     path = Path(path)
-    name = path.stem if _is_video(path) else path.name
+    name = recording_name(path)
     folder = Path(target) / "episodes" / name
     try:
-        made_from = _made_from(path, space, image_size, event, shaping, picture, bins)
+        made_from = _made_from(path, space, image_size, event, shaping, picture, bins, rate)
         unchanged = _unchanged(folder / "info.json", made_from)
         if unchanged is not None:
             return unchanged | dict(status="kept", reason="")
-        episode = _read_recording(path, name, image_size, event, picture, bins)
+        episode = _read_recording(path, name, image_size, event, picture, bins, rate)
         if shaping:
             episode.rewards = shaped_rewards(episode, *shaping)
         components = _encode_actions(path, episode, space)
@@ -435,37 +561,59 @@ def _task_of(path, episode):
     return dict(task=path.parent.resolve().name if is_labelled else None)
 
 
-def _read_recording(path, name, image_size, event, picture, bins):
+def _read_recording(path, name, image_size, event, picture, bins, rate):
     for part, reason in KNOWN_BAD.items():
         if part in name:
             raise recording_error(path, "episode", reason, "leave it out")
     kind = _kind_of(path)
     if kind == "video":
-        return read_segment(path, image_size, event)
+        return read_segment(path, image_size, event, rate)
     if kind == "Minari":
         minari = open_minari(path.parent, picture)
         return read_minari(minari, _episode_index(path), image_size, bins)
     if kind == "LeRobot":
         lerobot = open_lerobot(path.parent, picture)
         return read_lerobot(lerobot, _episode_index(path), image_size, bins)
-    episode = cut_after_last_reward(read_episode(path), name)
+    episode = read_episode(path)
+    _check_rate(path / "recording.mp4", len(episode))
+    episode = cut_after_last_reward(episode, name)
     height, width = episode.frames.shape[2:]
     if (height, width) != tuple(image_size):
         expected = "x".join(map(str, image_size))
         problem = f"are {height}x{width}, this data set is {expected}"
-        hint = "resize the video or give convert its image_size"
+        hint = (
+            f"convert with --height {height} --width {width}, train with "
+            f"tokenizer.image_size [{height}, {width}], or resize the video"
+        )
         raise recording_error(path / "recording.mp4", "frames", problem, hint)
     return episode
 
-# %% ../../nbs/data/06_convert.ipynb #8ddc5266
+# %% ../../nbs/data/06_convert.ipynb #a1c290f7
+def _check_rate(path, steps):
+    "An error where a video has many more frames than its labels have steps."
+    times = frame_times(path)
+    rate, _ = frame_rate(times)
+    faster = rate > 1.1 * TICKS_PER_SECOND and len(times) > 1.2 * (steps + 1)
+    if faster or len(times) > 2 * (steps + 1) + TICKS_PER_SECOND:
+        problem = (
+            f"{len(times)} of {rate:.4g} a second, but {steps} steps, of which "
+            f"{TICKS_PER_SECOND} are a second"
+        )
+        hint = f"write {TICKS_PER_SECOND} a second: ffmpeg -i OLD -r {TICKS_PER_SECOND} NEW"
+        raise recording_error(path, "frames", problem, hint)
+
+# %% ../../nbs/data/06_convert.ipynb #07d58672
 _COLUMNS = (
     *("name", "status", "steps", "total_reward", "terminated"),
-    *("has_actions", "has_rewards", "player", "task", "reason"),
+    *("has_actions", "has_rewards", "player", "task", "changes", "reason"),
 )  # of the summary
 
 
 def _summary(name, episode, components):
     rewards = episode.rewards
+    changes = list(episode.info.get("changes") or ())
+    if components is not None and actions_never_vary(episode.frames, components):
+        changes.append("actions never vary while the picture moves")
     return dict(
         name=name,
         steps=len(episode),
@@ -474,6 +622,7 @@ def _summary(name, episode, components):
         has_actions=components is not None,
         has_rewards=rewards is not None,
         player=episode.info.get("player"),
+        changes="; ".join(changes),
     )
 
 
@@ -486,6 +635,36 @@ def _save(folder, episode, components, info):
     for key, values in episode.observations.items():
         np.save(folder / f"observation.{key}.npy", values)
     write_json(folder / "info.json", info)
+
+# %% ../../nbs/data/06_convert.ipynb #8c64a446
+def common_rate(
+    recordings: Sequence[Path],  # of `look_at`
+) -> float | None:  # frames per second; None: all have one rate, or are no videos
+    "The rate to which videos without a log are brought."
+    without_log = [path for path in recordings if _is_video(path) and not find_log(path)]
+    if len(without_log) < len(recordings) and without_log:
+        return _rate_of_logs(recordings)
+    rates = []
+    for path in without_log:
+        try:
+            rates.append(frame_rate(frame_times(path, count=300))[0])
+        except RecordingError:
+            continue  # it will be set aside
+    if not rates or max(rates) / min(rates) < 1.02:
+        return None
+    return min(rates)
+
+
+def _rate_of_logs(recordings, most=3):
+    "The lines per second of the first logs that can be read, rounded to a whole number."
+    logs = [log for path in recordings if (log := find_log(path))]
+    rates = []
+    for path in logs[:most]:
+        try:
+            rates.append(lines_per_second(read_vpt_log(path)))
+        except RecordingError:
+            continue  # it will be set aside
+    return float(round(np.median(rates))) if rates else float(TICKS_PER_SECOND)
 
 # %% ../../nbs/data/06_convert.ipynb #0735a87b
 def _convert_each(jobs, workers):
@@ -502,7 +681,7 @@ def _convert_each(jobs, workers):
         finally:
             pool.shutdown(cancel_futures=True)
 
-# %% ../../nbs/data/06_convert.ipynb #f8747de4
+# %% ../../nbs/data/06_convert.ipynb #c954e2fb
 def _part_path(target, index, count):
     return Path(target) / "parts" / f"{index}_of_{count}.json"
 
@@ -520,6 +699,7 @@ def convert_part(
     picture: str | None = None,  # see `convert`
     bins: int = DEFAULT_BINS,  # see `convert`
     limit: int | None = None,  # see `convert`
+    rate: float | None = None,  # see `convert`
 ) -> list[dict[str, Any]]:  # the lines of these recordings
     "Convert a share of the recordings; `finish_conversion` makes a data set of all shares."
     import_av()
@@ -535,7 +715,8 @@ def convert_part(
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     known_space = action_space or find_action_space(content.env_id, recordings, picture, bins)
     space = known_space.to_dict() if known_space else None
-    settings = (target, space, size, event, shaping, picture, bins)
+    rate = rate or common_rate(recordings)
+    settings = (target, space, size, event, shaping, picture, bins, rate)
     jobs = [(path, *settings) for path in recordings[index::count]]
     lines = tqdm(
         _convert_each(jobs, workers),
@@ -553,7 +734,10 @@ def convert_part(
         image_size=list(size),
     )
     part_lines = list(lines)
-    write_json(_part_path(target, index, count), dict(head=head, lines=part_lines))
+    content_of_part = dict(head=head, lines=part_lines)
+    if index == 0:
+        content_of_part["not_read"] = files_not_read(source, content, picture, target)
+    write_json(_part_path(target, index, count), content_of_part)
     return part_lines
 
 
@@ -574,11 +758,11 @@ def finish_conversion(
         (line for content in contents for line in content["lines"]),
         key=lambda line: line["name"],
     )
-    _write_summary(target / "summary.csv", summary)
+    _write_summary(target / "summary.csv", [*summary, *contents[0].get("not_read", ())])
     _write_dataset(target, contents[0]["head"], summary)
     return summary
 
-# %% ../../nbs/data/06_convert.ipynb #95980098
+# %% ../../nbs/data/06_convert.ipynb #b64f8379
 def convert(
     source: Path | str,  # folder with <environment>/v3_*/, videos or a data set
     target: Path | str,  # folder for the converted data; run again to continue
@@ -592,13 +776,16 @@ def convert(
     picture: str | None = None,  # camera, in a data set with several; None: the only one
     bins: int = DEFAULT_BINS,  # per number of the actions, in a data set that has numbers
     limit: int | None = None,  # convert so many recordings, the first ones; None: all
+    # frames per second of videos without a log; None: their own, or `common_rate`
+    rate: float | None = None,
 ) -> list[dict[str, Any]]:  # per recording: name, status (converted, kept, set aside), ...
     """Decode recordings once into memory-mappable arrays.
 
     `look_at` says what kind they are; `describe_source` tells it in words. Broken
     recordings, and those of MineRL of another image size, are set aside with their reason; a
-    RecordingError if none is left. `event` is explained in the chapter "Videos, with a log or
-    without", `shaping` in the chapter "Paying for what one holds".
+    RecordingError if none is left. `event` is explained in the
+    chapter "Videos, with a log or without", `shaping` in the chapter "Paying for what one
+    holds".
     """
     whole = (0, 1)
     convert_part(
@@ -606,6 +793,7 @@ def convert(
         picture=picture,
         bins=bins,
         limit=limit,
+        rate=rate,
     )
     return finish_conversion(target)
 
@@ -628,7 +816,107 @@ def describe_source(
         loss = open_lerobot(root, picture).loss(bins)
     return f"{line}; {loss}" if loss else line
 
-# %% ../../nbs/data/06_convert.ipynb #508604c6
+# %% ../../nbs/data/06_convert.ipynb #a4e28d8a
+def files_not_read(
+    source: Path | str,  # folder of recordings
+    content: Source,  # of `look_at`
+    picture: str | None = None,  # see `convert`
+    target: Path | str | None = None,  # a folder to leave out: that of the converted data
+) -> list[dict[str, Any]]:  # lines of the summary: name, status 'not read', reason
+    "The files below a folder that no recording is read from."
+    source = Path(source)
+    if source.name == "data" and content.kind in ("Minari", "LeRobot"):
+        source = source.parent
+    reasons = _sort_videos(source)[1] if content.kind in ("VPT", "video") else {}
+    read = _files_read(source, content, picture)
+    lines = []
+    for path in _files_below(source):
+        if path in read or (target is not None and Path(target) in path.parents):
+            continue
+        reason = reasons.get(path) or _why_not_read(path, content.kind)
+        name = str(path.relative_to(source))
+        lines.append(dict(name=name, status="not read", reason=reason))
+    return lines
+
+
+def _files_read(source, content, picture):
+    "The files that recordings are read from."
+    kind = content.kind
+    root = content.recordings[0].parent
+    if kind == "Minari":
+        return set(_files_below(root / "data"))
+    if kind == "LeRobot":
+        episodes = open_lerobot(root, picture).episodes
+        files = {episode.table for episode in episodes} | {e.video for e in episodes}
+        return files | set(_files_below(root / "meta"))
+    if kind == "MineRL":
+        return {path / part for path in content.recordings for part in _PARTS}
+    files = {part for path in content.recordings for part in _parts_of(path, "video", None)}
+    return files | set(_indices(source))
+
+
+def _why_not_read(path, kind):
+    "A reason, by the file's name and the kind of the recordings."
+    suffix = path.suffix.lower()
+    if path.name.startswith("."):
+        return "a hidden file"
+    if suffix in _PACKED:
+        return "packed: unpack it and convert again"
+    if suffix in _PICTURES:
+        return "a picture: make a video of pictures (ffmpeg -i %06d.png film.mp4)"
+    if has_video_name(path):
+        if kind == "LeRobot":
+            return "a video of another camera, or of no listed episode"
+        return f"a video among recordings of kind {kind}: convert it from a folder of its own"
+    if suffix == ".jsonl" and kind in ("VPT", "video"):
+        return "a log without a video of its name"
+    if any(_is_episode(parent.name) for parent in path.parents):
+        return (
+            f"a recording is read from {', '.join(_PARTS)} only"
+            if kind == "MineRL"
+            else (f"a recording of MineRL beside those of kind {kind}")
+        )
+    return "not part of a recording"
+
+
+def describe_conversion(
+    target: Path | str,  # folder of the converted data
+    most: int = 20,  # lines of each kind
+) -> list[str]:  # lines
+    "What became of the recordings and files of a folder, by its summary."
+    with open(Path(target) / "summary.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    aside = [
+        f"set aside {r['name']}: {r['reason']}" for r in rows if r["status"] == "set aside"
+    ]
+    changed: dict[str, list[str]] = {}
+    not_read: dict[str, list[str]] = {}
+    for row in rows:
+        if row["status"] == "not read":
+            not_read.setdefault(row["reason"], []).append(row["name"])
+        for change in filter(None, row["changes"].split("; ")):
+            changed.setdefault(change, []).append(row["name"])
+    groups = [f"{change}: {_some(names)}" for change, names in changed.items()]
+    left = [f"not read ({reason}): {_some(names)}" for reason, names in not_read.items()]
+    lines = []
+    for kind in (aside, groups, left):
+        lines += kind[:most]
+        if len(kind) > most:
+            lines.append(f"... and {len(kind) - most} lines more (summary.csv)")
+    recordings = sum(row["status"] in ("converted", "kept") for row in rows)
+    count = sum(map(len, not_read.values()))
+    files = f", {count} file{'s' * (count > 1)} not read" if count else ""
+    noun = "recording" if recordings == 1 else "recordings"
+    last = f"{recordings} {noun} in {target}, {len(aside)} set aside{files} (summary.csv)"
+    return [*lines, last]
+
+
+def _some(names, most=3):
+    "The first names, and how many more there are."
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+
+# %% ../../nbs/data/06_convert.ipynb #82102f1a
 def _write_summary(path, summary):
     with atomic_file(path) as temporary, open(temporary, "w", newline="") as file:
         table = csv.DictWriter(file, _COLUMNS)
@@ -643,7 +931,6 @@ def _write_dataset(target, head, summary):
         raise RecordingError(
             f"{summary[0]['reason']} ({listed}, see {target / 'summary.csv'})"
         )
-    episodes = []
-    for line in usable:
-        episodes.append({k: v for k, v in line.items() if k not in ("status", "reason")})
+    left_out = ("status", "changes", "reason")
+    episodes = [{k: v for k, v in line.items() if k not in left_out} for line in usable]
     write_json(target / "dataset.json", with_checksum(head | dict(episodes=episodes)))

@@ -28,8 +28,8 @@ from dreamer4_nb.data.spaces import (
     binning_loss,
     named_actions,
 )
-from .video import import_av
-from .vpt import resize_area
+from .video import Video, frames_at
+from .vpt import describe_resize, resize_area
 from dreamer4_nb.files import (
     TRUNCATED,
     RecordingError,
@@ -404,7 +404,7 @@ def read_lerobot(
         problem = f"{len(table)}, meta has {episode.rows} for episode {index}"
         hint = _COPY_SET if len(table) != episode.rows else "leave the episode out"
         raise recording_error(episode.table, "rows", problem, hint)
-    pictures = _pictures(data, episode, table, image_size)
+    pictures, changes = _pictures(data, episode, table, image_size)
     observations = {}
     for name in columns:
         if name.startswith("observation.") and name != data.camera:
@@ -416,7 +416,7 @@ def read_lerobot(
         rewards=_rewards(episode, table),
         terminated=_terminated(episode, table),
         observations=observations,
-        info=_info(data, episode, table),
+        info=_info(data, episode, table) | dict(changes=changes),
     )
 
 
@@ -528,64 +528,72 @@ def _read_tasks(root):
 
 # %% ../../nbs/data/10_lerobot.ipynb #5913ae49
 def _pictures(data, episode, table, image_size):
-    "The frames (H, W, 3) of an episode, as many as its table has rows."
+    "The frames (H, W, 3) of an episode, as many as its table has rows; what was changed."
+    changes: list[str] = []
     if episode.video is None:
         originals = _table_pictures(episode, table, data.camera)
     else:
-        originals = _video_pictures(episode, data.info["fps"])
+        originals = _video_pictures(data, episode, changes)
     pictures = []
+    size = None
     for picture in originals:
+        size = picture.shape[:2]
         if image_size is not None:
             picture = resize_area(picture, image_size)
         pictures.append(picture)
     path = episode.video or episode.table
-    whole_file = _version(data.info) == 2
-    if len(pictures) < len(table) or (whole_file and len(pictures) > len(table)):
+    if len(pictures) != len(table):
         problem = f"{len(pictures)}, the table has {len(table)} rows"
         raise recording_error(path, "frames", problem, TRUNCATED)
-    pictures = pictures[: len(table)]
     if len({picture.shape for picture in pictures}) != 1:
         raise recording_error(path, "frames", "have several sizes", _COPY_SET)
-    return pictures
+    if image_size is not None and size != tuple(image_size):
+        changes.insert(0, describe_resize(size, image_size))
+    return pictures, changes
 
 
-def _video_pictures(episode, fps) -> Iterator[np.ndarray]:
-    "Frames from an episode's start in its video, one more than it has rows at most."
-    av = import_av()
-    path = episode.video
-    to_rgb = av.video.reformatter.VideoReformatter()
-    count = 0
-    try:
-        with av.open(str(path)) as video:
-            if not video.streams.video:
-                raise recording_error(path, "video", "has no video stream", _COPY_SET)
-            stream = video.streams.video[0]
-            stream.codec_context.thread_count = 1
-            if episode.start > 0:
-                video.seek(int(episode.start / stream.time_base), stream=stream)
-            for picture in video.decode(stream):
-                if picture.is_corrupt:
-                    raise recording_error(path, "video", f"broken at {count}", TRUNCATED)
-                if picture.time < episode.start - 0.5 / fps:
-                    continue
-                if count > episode.rows:
-                    return
-                count += 1
-                yield to_rgb.reformat(picture, format="rgb24").to_ndarray()
-    except (av.error.FFmpegError, EOFError) as error:
-        problem = f"cannot be decoded ({getattr(error, 'strerror', None) or error})"
-        raise recording_error(path, "video", problem, TRUNCATED) from None
+def _video_pictures(data, episode, changes) -> Iterator[np.ndarray]:
+    "The frames of a video of an episode's own, or those at the times of its rows."
+    video = Video(episode.video)
+    fps = data.info["fps"]
+    has_own_video = _version(data.info) == 2
+    if has_own_video and len(video.times) == episode.rows:
+        yield from (frame for _, frame in video.timed_frames())
+    else:
+        start = 0.0 if has_own_video else episode.start - video.start
+        times = start + np.arange(episode.rows) / fps
+        half_frame = 0.5 / max(fps, video.rate)
+        _check_frames(video, episode, times, half_frame, has_own_video)
+        yield from frames_at(video.timed_frames(start=start), times, half_frame)
+        if video.varies or abs(video.rate / fps - 1) > 0.02:
+            changes.append(f"{video.describe_rate()} taken at {fps:.4g}")
+    changes += video.changes
+
+
+def _check_frames(video, episode, times, half_frame, has_own_video):
+    "An error where a video does not last as long as the rows of its episode."
+    lasts = len(times) * float(times[1] - times[0]) if len(times) > 1 else 0.0
+    shown = int(np.searchsorted(times, video.times[-1:].sum() + 1 / video.rate - half_frame))
+    too_long = has_own_video and video.duration > lasts + 4 * half_frame
+    if shown < len(times) or too_long:
+        there = len(video.times) if has_own_video else shown
+        problem = (
+            f"{there}, the table has {len(times)} rows "
+            f"(the video lasts {video.duration:.4g} s, the rows {lasts:.4g} s)"
+        )
+        raise recording_error(episode.video, "frames", problem, TRUNCATED)
 
 
 def _table_pictures(episode, table, camera) -> Iterator[np.ndarray]:
     "Frames that are kept in the table as PNG or JPEG."
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     for row, value in enumerate(table.column(camera).to_pylist()):
         try:
             data = value["bytes"]
             with Image.open(io.BytesIO(data)) as picture:
-                yield np.asarray(picture.convert("RGB"))
+                upright = ImageOps.exif_transpose(picture)
+                yield np.asarray(upright.convert("RGB"))
         except (OSError, TypeError, KeyError, ValueError) as error:
             problem = f"no picture in row {row} ({one_line(error)[:60]})"
             raise recording_error(episode.table, camera, problem, _COPY_SET) from None

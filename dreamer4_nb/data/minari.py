@@ -27,7 +27,7 @@ from dreamer4_nb.data.spaces import (
     is_flat,
     named_actions,
 )
-from .vpt import resize_area
+from .vpt import describe_resize, resize_area
 from dreamer4_nb.files import (
     RecordingError,
     atomic_folder,
@@ -250,7 +250,7 @@ def read_minari(
     leaves = _stored_leaves(path, stored["observations"], steps + 1)
     if data.picture not in leaves:
         raise recording_error(path, "observations", "have no picture", _COPY_SET)
-    frames = _as_frames(path, leaves.pop(data.picture), image_size)
+    frames, changes = _as_frames(path, leaves.pop(data.picture), image_size)
     return Episode(
         frames=frames,
         actions=_stored_actions(path, data, stored["actions"], steps, bins),
@@ -258,7 +258,7 @@ def read_minari(
         terminated=bool(flags[0][-1]),
         observations=_other_observations(data, leaves)
         | _kept_infos(stored.get("infos"), steps + 1),
-        info=_episode_info(data, index, notes, flags),
+        info=_episode_info(data, index, notes, flags) | dict(changes=changes),
     )
 
 # %% ../../nbs/data/09_minari.ipynb #9a888498
@@ -317,7 +317,7 @@ def _stored_leaves(path, values, count, place=()):
 
 # %% ../../nbs/data/09_minari.ipynb #1a39255f
 def _as_frames(path, pictures, image_size):
-    "Frames (T+1, 3, H, W) of coloured or gray pictures, channels first or last."
+    "Frames (T+1, 3, H, W) of pictures, channels first or last; what was changed."
     if pictures.dtype != np.uint8 or pictures.ndim not in (3, 4):
         problem = f"are {pictures.dtype} {pictures.shape}"
         raise recording_error(path, "observations", problem, "save uint8 (T+1, H, W, 3)")
@@ -327,10 +327,12 @@ def _as_frames(path, pictures, image_size):
         pictures = pictures.transpose(0, 2, 3, 1)
     if pictures.shape[-1] == 1:
         pictures = pictures.repeat(3, -1)
+    changes = []
     if image_size is not None and pictures.shape[1:3] != tuple(image_size):
+        changes.append(describe_resize(pictures.shape[1:3], image_size))
         small = [resize_area(np.ascontiguousarray(one), image_size) for one in pictures]
         pictures = np.stack(small)
-    return np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))
+    return np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)), changes
 
 
 def _stored_rewards(path, rewards):

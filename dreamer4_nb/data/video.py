@@ -9,6 +9,7 @@ __all__ = ['LOSSLESS', 'VIDEO_SUFFIXES', 'GAP', 'import_av', 'write_video', 'is_
 # %% ../../nbs/data/02_video.ipynb #1596cfb5
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 
@@ -127,19 +128,37 @@ def frame_times(
     count: int | None = None,  # look at so many frames only; None: all
 ) -> np.ndarray:  # (N,) float64 seconds, growing, the first is 0
     "When each frame is shown, without decoding any."
+    times = _time_stamps(path, count)
+    return times - times[:1]
+
+
+@lru_cache(8)
+def _known_time_stamps(path, size, changed):
+    "The time stamps of a file that many episodes may be read from."
+    return _time_stamps(path)
+
+
+def _time_stamps(path, count=None):
+    "Seconds of all frames, in order; the first may be other than 0."
     stamps = []
     with _opened(path) as (container, stream):
         unit = float(stream.time_base or 0)
         rate = float(stream.average_rate or 20)
+        in_order = _has_no_times(container)
         for packet in container.demux(stream):
             if packet.size and not packet.is_discard:
-                stamps.append(packet.dts if packet.pts is None else packet.pts)
+                decoded = in_order or packet.pts is None
+                stamps.append(packet.dts if decoded else packet.pts)
             if len(stamps) == count:
                 break
     if unit == 0 or None in stamps:
         return np.arange(len(stamps)) / rate
-    times = np.sort(np.array(stamps, np.float64)) * unit
-    return times - times[:1]
+    return np.sort(np.array(stamps, np.float64)) * unit
+
+
+def _has_no_times(container):
+    "Whether frames are stored without the times at which they are shown."
+    return container.format.name == "avi"
 
 
 def frame_rate(
@@ -167,7 +186,10 @@ class Video:
         path: Path | str,  # video of any kind that FFmpeg reads
     ):
         self.path = Path(path)
-        self.times = frame_times(path)  # (N,) seconds
+        file = self.path.stat()
+        times = _known_time_stamps(self.path, file.st_size, file.st_mtime_ns)
+        self.start = float(times[0]) if len(times) else 0.0  # time stamp of the first frame
+        self.times = times - times[:1]  # (N,) seconds
         self.rate, self.varies = frame_rate(self.times)
         self.changes: list[str] = []  # what was done to the frames read so far
 
@@ -180,32 +202,41 @@ class Video:
         "The frames per second, in words."
         if not self.varies:
             return f"{self.rate:.4g} frames a second"
-        slowest = 1 / float(np.diff(self.times).max())
-        return f"{slowest:.3g} to {self.rate:.4g} frames a second"
+        intervals = np.diff(self.times)
+        slowest = 1 / intervals.max()
+        fastest = 1 / intervals[intervals > 0].min()
+        return f"{slowest:.3g} to {fastest:.3g} frames a second, mostly {self.rate:.4g},"
 
     def timed_frames(
         self,
         square_pixels: bool = True,  # widen frames whose pixels are not square
+        start: float = 0.0,  # seconds; a few frames before it come, too
     ) -> Iterator[tuple[float, np.ndarray]]:  # seconds, and (H, W, 3) uint8
         "The frames that a player would show; a broken file is a RecordingError."
         self.changes = []
         to_rgb = import_av().video.reformatter.VideoReformatter()
-        start = 0.0
         matrix = (1, 0, 0, 1)
         with _opened(self.path) as (container, stream):
             aspect = _pixel_aspect(stream) if square_pixels else 1.0
             pictures = _whole_frames(_decoded(self.path, container, stream), stream, self)
+            by_number = _has_no_times(container)
+            if start > 0 and not by_number:
+                ticks = int((start + self.start) / stream.time_base)
+                container.seek(ticks, stream=stream)
             for count, picture in enumerate(pictures):
-                seconds = count / self.rate if picture.time is None else picture.time
+                if by_number or picture.time is None:
+                    known = count < len(self.times)
+                    seconds = float(self.times[count]) if known else count / self.rate
+                else:
+                    seconds = picture.time - self.start
                 if count == 0:
-                    start = seconds
                     matrix = _display_matrix(picture)
                     self._note(_describe_turn(matrix))
                     if aspect != 1:
                         self._note(f"pixels made square, {aspect:.3g} times as wide")
                 width = round(picture.width * aspect)
                 rgb = to_rgb.reformat(picture, width, picture.height, "rgb24").to_ndarray()
-                yield seconds - start, turn(rgb, matrix)
+                yield seconds, turn(rgb, matrix)
 
     def _note(self, change):
         if change and change not in self.changes:
