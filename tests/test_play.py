@@ -19,12 +19,13 @@ import pytest
 import torch
 from page import CHROMIUM, browser, lab, measure, voila, voila_server
 from PIL import Image
-from test_cli import assert_error, assert_usage, call
+from test_cli import assert_error, assert_usage, call_here
 
 from dreamer4_nb.config import named
 from dreamer4_nb.pipeline import run_all
 from dreamer4_nb.play.dream_env import DreamEnv
 from dreamer4_nb.play.explorer import Explorer
+from dreamer4_nb.play.film import dream_film
 from dreamer4_nb.play.panel import Controls, free_port, page_notebook
 from dreamer4_nb.play.player import Player, save_recording, step_picture
 from dreamer4_nb.run.folder import RunError
@@ -151,6 +152,23 @@ def test_a_dream_begins_with_what_was_observed(observing_run):
     env = DreamEnv(observing_run, num_steps=3, observation="latents")
     assert env.reset(seed=0)[0].shape == recorded.shape
     assert env.step(env.action_space.sample())[0].shape == recorded.shape
+
+
+def test_a_picture_of_ones_own_comes_with_what_was_observed(observing_run, tmp_path):
+    player = Player(observing_run)
+    frame = player.history[0].true_frame
+
+    def newest(observations):
+        player.begin_at(frame, observations)
+        return player.dream.cache.last, player.features
+
+    for east, other in zip(newest({"compass$angle": 90}), newest({"compass$angle": -90})):
+        assert east is None or not torch.allclose(east, other)
+    assert player.step({"forward": 1}).frame.shape == (3, 64, 64)
+    with pytest.raises(ValueError, match="'compass' is not read by this run. Did you mean"):
+        player.begin_at(frame, {"compass": 90})
+    film = dream_film(frame, "forward", tmp_path / "film.gif", observing_run)
+    assert "compass$angle not given: the dream begins as if unobserved" in film.notes
 
 
 # players
@@ -317,11 +335,11 @@ def test_a_run_without_an_agent(tmp_path, make):
 
 
 def test_no_run(tmp_path):
-    assert_error(call("play", tmp_path / "nothing"), "no run here", "--pretrained")
+    assert_error(call_here("play", tmp_path / "nothing"), "no run here", "--pretrained")
 
 
 def test_a_port_that_cannot_be(tmp_path):
-    assert_usage(call("play", tmp_path, "--port", 70000), "--port")
+    assert_usage(call_here("play", tmp_path, "--port", 70000), "--port")
 
 
 def test_a_port_that_is_taken():

@@ -207,7 +207,7 @@ def _pace(player: Player) -> int:
     "Steps per second: those of the recorded world, where it has twenty ticks a second"
     if not player.codec.space.camera:
         return 8
-    metadata = player.recordings.info(player.episode).get("metadata", {})
+    metadata = player.recordings.info(player.episode or 0).get("metadata", {})
     return max(1, 20 // max(1, int(metadata.get("action_repeat", 1))))
 
 
@@ -234,9 +234,9 @@ class PanelSettings:
             "recording",
             min=0,
             max=len(player.recordings) - 1,
-            value=player.episode,
+            value=player.episode or 0,
         )
-        steps = int(player.recordings.steps[player.episode])
+        steps = int(player.recordings.steps[player.episode or 0])
         self.start = self._slider(w.IntSlider, "from step", 0, steps, player.start)
         self.sample_steps = self._make(
             w.SelectionSlider,
@@ -524,6 +524,10 @@ class Panel:
         task = self.settings.task.value or None
         wanted = (episode, start, player.context, 1, task)
         context = player.dream.cache.context
+        if player.episode is None and (episode, start) == (0, 0):  # of a picture of one's own
+            player.task = task
+            player.begin_again()
+            return ""
         now = (player.episode, player.start, context, len(player.history), player.task)
         if now != wanted:
             player.task = task
@@ -541,8 +545,7 @@ class Panel:
     def save_film(self) -> str:
         "Save the game so far as a GIF, named after its window"
         player = self.player
-        source = player.recordings.names[player.episode]
-        name = f"{source}_{player.start}_{len(player.history) - 1}.gif"
+        name = f"{player.source}_{player.start}_{len(player.history) - 1}.gif"
         return f"film: {save_film(player, self.out / name)}"
 
     def save_recording(self) -> str:

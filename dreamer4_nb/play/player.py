@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CUSTOMARY_KEYS', 'SPARE_KEYS', 'CUSTOMARY_CODES', 'SPARE_CODES', 'CURVE_PANELS', 'SIGNS', 'KEY_SIGNS',
            'resting_action', 'encode_action', 'moves', 'press_together', 'describe_action', 'key_bindings',
-           'held_bindings', 'open_recorded_world', 'true_world', 'KnownSteps', 'window_before', 'PlayedStep',
-           'CacheSlot', 'save_slot', 'restore_slot', 'Snapshot', 'open_run', 'Player', 'to_uint8', 'step_picture',
-           'step_curves', 'templates', 'render_template', 'draw_curves', 'short_action', 'draw_action',
+           'held_bindings', 'open_recorded_world', 'true_world', 'KnownSteps', 'window_before', 'read_picture',
+           'PlayedStep', 'CacheSlot', 'save_slot', 'restore_slot', 'Snapshot', 'open_run', 'Player', 'to_uint8',
+           'step_picture', 'step_curves', 'templates', 'render_template', 'draw_curves', 'short_action', 'draw_action',
            'describe_world', 'draw_strip', 'save_film', 'save_recording']
 
 # %% ../../nbs/play/01_player.ipynb #d282dcd1
@@ -23,11 +23,13 @@ import numpy as np
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from ..config import did_you_mean
 from ..data.actions import CAMERA_MAX, ActionCodec, ActionSpace
 from ..data.dataset import LatentStore, Recordings
 from ..data.recordings import write_episode
 from ..data.video import write_gif
 from ..evaluation.plots import BLUE, COLORS, MUTED, PALE
+from ..files import one_line
 from ..models.agent import Agent
 from ..models.dynamics import Dream
 from ..models.tokenizer import Tokenizer
@@ -289,6 +291,84 @@ def window_before(
     z = np.array(latents[recordings.names[i]][first : step + 1], np.float32)[None]
     return KnownSteps(*(torch.from_numpy(array) for array in (z, actions, action_mask)))
 
+# %% ../../nbs/play/01_player.ipynb #989bde76
+_ORIENTATION = 0x0112  # in EXIF: how the camera was held
+
+
+def _open_picture(path: Path) -> tuple[Any, list[str]]:
+    "A picture of Pillow, 8 bits a channel, and what was done to it"
+    from PIL import Image, ImageOps
+
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder. Hint: name one picture")
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such picture")
+    changes = []
+    try:
+        with Image.open(path) as image:
+            if getattr(image, "n_frames", 1) > 1:
+                changes.append(f"the first of {image.n_frames} frames")
+            if image.getexif().get(_ORIENTATION, 1) != 1:
+                changes.append("turned as its file says")
+            upright = ImageOps.exif_transpose(image)
+            upright.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"{path}: no picture that can be read ({one_line(error)}). "
+            "Hint: save it as PNG or JPEG; of a film, one frame"
+        ) from None
+    if upright.mode.startswith("I;16"):
+        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+    if upright.mode in ("I", "F"):
+        raise ValueError(f"{path}: 32 bits a channel. Hint: save it with 8")
+    return upright, changes
+
+
+def _picture_of(array: Any) -> Any:
+    "An array as a picture of Pillow"
+    from PIL import Image
+
+    array = np.asarray(array)
+    shape = array.shape
+    if array.ndim == 3 and shape[0] == 3 and shape[-1] != 3:
+        array = array.transpose(1, 2, 0)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3 or not array.size:
+        raise ValueError(
+            f"picture: {array.dtype} of shape {shape}. "
+            "Hint: give uint8 (H, W, 3) from 0 to 255, or the name of a file"
+        )
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def read_picture(
+    source: Path | str | np.ndarray,  # a file; or uint8 (H, W, 3) or (3, H, W)
+    size: tuple[int, int],  # (height, width) that the model sees
+) -> tuple[np.ndarray, list[str]]:  # uint8 (height, width, 3); what was done to it
+    """A still picture as the model sees it.
+
+    Raises OSError or ValueError in one line for what is no picture.
+    """
+    from PIL import Image
+
+    if isinstance(source, (str, Path)):
+        image, changes = _open_picture(Path(source))
+    else:
+        image, changes = _picture_of(source), []
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        if image.getextrema()[3][0] < 255:
+            changes.append("black where it is transparent")
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        image = Image.alpha_composite(black, image)
+    image = image.convert("RGB")
+    height, width = size
+    if image.size != (width, height):
+        changes.append(f"resized from {image.width}x{image.height} to {width}x{height}")
+        if abs(image.width * height - image.height * width) > 0.02 * image.width * height:
+            changes[-1] += ", which changes its proportions"
+        image = image.resize((width, height), Image.Resampling.BOX)
+    return np.asarray(image), changes
+
 # %% ../../nbs/play/01_player.ipynb #8d4e847b
 @dataclass
 class PlayedStep:
@@ -379,6 +459,19 @@ def _task_number(agent: Agent, asked: str | None, recorded: str | None) -> int:
     return agent.task_number(recorded) if recorded in agent.tasks else 0
 
 
+def _beside_picture(agent: Agent, observations: Mapping[str, Any]) -> torch.Tensor | None:
+    "Tokens (1, 1, num_tokens, latent_dim) of what was observed; None: the agent reads none"
+    tokens = agent.observation_tokens
+    names = [observation.name for observation in tokens.observations] if tokens else []
+    for name in observations:
+        if name not in names:
+            known = did_you_mean(name, names) if names else "Hint: it reads the picture alone"
+            raise ValueError(f"observations: {name!r} is not read by this run. {known}")
+    if tokens is None:
+        return None
+    return torch.from_numpy(tokens.pack_worlds([observations]))[:, None]
+
+
 def _as_components(codec: ActionCodec, moves, action) -> np.ndarray:
     "Class numbers (components,) of an action as `Player.step` takes it"
     if isinstance(action, Mapping):
@@ -424,6 +517,9 @@ class Player:
         self.device = self.agent.dynamics.pos.device
         self.precision = self.run.config.agent_training.mixed_precision
         self.task: str | None = None  # that the agent is asked for; None: as recorded
+        self.episode: int | None = None  # recording that the dream began in; None: a picture
+        self.source = ""  # name of that recording, or of the picture
+        self.changes: list[str] = []  # what was done to the picture
         self.world: World | None = None  # the true one, where there is one
         self.reset()
 
@@ -431,7 +527,6 @@ class Player:
         "The precision that the agent was trained in"
         return autocast(self.device, self.precision)
 
-    @torch.inference_mode()
     def reset(
         self,
         episode: int = 0,  # number of a recording
@@ -439,15 +534,58 @@ class Player:
     ) -> "Player":  # itself
         "Begin at a recorded frame; the steps before it are the dream's past"
         _check_start(self.recordings, episode, step)
-        device = self.device
         known = window_before(self.recordings, self.latents, episode, step, self.context)
-        known = known.to(device)
         self.episode = episode
         self.start = step
-        self.generator = make_generator(device, self.seed)
-        recorded = self.recordings.task_of(episode)
+        self.source = self.recordings.names[episode]
+        self.changes = []
+        self._begin(known, self.recordings.task_of(episode))
+        return self
+
+    @torch.inference_mode()
+    def begin_at(
+        self,
+        picture: Path | str | np.ndarray,  # a file; or uint8 (H, W, 3) or (3, H, W)
+        # beside it by flat name, for a run that reads some; what is missing is unknown
+        observations: Mapping[str, Any] | None = None,
+    ) -> "Player":  # itself; `changes` says what was done to the picture
+        """Begin at a picture of one's own: no past, and no true world beside the dream.
+
+        Raises OSError or ValueError in one line for what is no picture, and for observations
+        that the run does not read.
+        """
+        config = self.tokenizer.config
+        frame, changes = read_picture(picture, config.frame_size)
+        beside = _beside_picture(self.agent, observations or {})
+        frames = torch.from_numpy(frame.transpose(2, 0, 1).copy())[None, None].to(self.device)
+        with self._autocast():
+            latents = self.tokenizer.encode(frames).float()
+        if beside is not None:
+            latents = torch.cat([latents, beside.to(self.device)], 2)
+        actions = torch.zeros(1, 1, self.codec.num_components, dtype=torch.int64)
+        self.episode = None
+        self.start = 0
+        self.source = Path(picture).stem if isinstance(picture, (str, Path)) else "picture"
+        self.changes = changes
+        unknown = torch.zeros(1, 1, dtype=torch.bool)  # no action led to it
+        self._begin(KnownSteps(latents, actions, unknown), None)
+        return self
+
+    def begin_again(self) -> "Player":  # itself
+        "Begin where the dream began, with the task and the seed of now"
+        if self.episode is not None:
+            return self.reset(self.episode, self.start)
+        self._begin(self._known, None)
+        return self
+
+    @torch.inference_mode()
+    def _begin(self, known: KnownSteps, recorded: str | None) -> None:
+        "Begin a dream after known steps; recorded: the task of these, if any"
+        known = known.to(self.device)
+        self._known = known
+        self.generator = make_generator(self.device, self.seed)
         number = _task_number(self.agent, self.task, recorded)
-        task = torch.tensor([number], device=device)
+        task = torch.tensor([number], device=self.device)
         self.dream = Dream(self.agent.dynamics, task, self.sample_steps, self.generator)
         self.dream.cache = TimeCache(self.context)
         self.decoder_cache = TimeCache(self.tokenizer.config.context)
@@ -457,17 +595,19 @@ class Player:
         self._open_world()
         self._undo: deque[Snapshot] = deque(maxlen=self.undo_steps)
         true_frame = None
-        if self.world is not None:
-            true_frame = self.recordings.frames(episode)[step].copy()
+        if self.world is not None and self.episode is not None:
+            true_frame = self.recordings.frames(self.episode)[self.start].copy()
         self.history = [self._read(known.latents, true_frame)]
-        return self
 
-    def _open_world(self):
+    def _open_world(self) -> None:
         "The true world at the start; or none, and why"
         if self.world is not None:
             self.world.close()
         self.world = None
         self.why_no_world = ""
+        if self.episode is None:
+            self.why_no_world = "no true world beside it: the dream begins at a picture"
+            return
         try:
             self.world = true_world(self.recordings, self.episode, self.start)
         except (ValueError, ImportError) as error:
@@ -848,10 +988,14 @@ def save_recording(
     steps = player.history[1:]
     if not steps:
         raise ValueError("recording: there is no step yet. Hint: take one first")
-    source = player.recordings.names[player.episode]
     kind = "true" if truth else "dreamed"
+    source = player.source
+    began: dict[str, Any] = {"picture": source}
+    if player.episode is not None:
+        began = {"recording": source, "step": player.start}
+        source = source.split("_", 1)[-1]
     if name is None:
-        name = f"{kind}_{source.split('_', 1)[-1]}_{player.start}_{len(steps)}"
+        name = f"{kind}_{source}_{player.start}_{len(steps)}"
     frames, rewards = _frames_and_rewards(player, truth)
     actions = np.stack([cast(np.ndarray, played.action) for played in steps])
     return write_episode(
@@ -867,6 +1011,6 @@ def save_recording(
             "player": "+".join(sorted({played.by for played in steps})),
             "kind": kind,
             "action_space": player.codec.space.to_dict(),
-            "began": {"recording": source, "step": player.start},
+            "began": began,
         },
     )
