@@ -23,6 +23,7 @@ from dreamer4_nb.worlds.voxel_players import (
     KEYS,
     Digger,
     LogCollector,
+    Puncher,
     RandomKeys,
     Stroller,
 )
@@ -436,7 +437,9 @@ def test_terminates_at_the_goal(before_log):
     assert over == [(False, False)] * 9 + [(True, False)]
 
 
-@pytest.mark.parametrize("player", [RandomKeys(1.0), LogCollector(), Stroller(), Digger()])
+@pytest.mark.parametrize(
+    "player", [RandomKeys(1.0), LogCollector(), Stroller(), Digger(), Puncher()]
+)
 def test_a_step_costs_the_same_for_ever(player):
     "The state does not grow, nor do the cells that a frame's rays visit."
     world = VoxelWorld(action_repeat=2)
@@ -521,6 +524,33 @@ def test_script_beats_chance():
 
     assert logs(lambda seed: LogCollector(seed=seed)) > 7.3
     assert logs(lambda seed: RandomKeys(1.0, seed)) < 2
+
+
+def test_collector_goes_for_what_it_sees(before_log):
+    "With the log behind it, it turns to the right until the picture shows the log."
+    world = before_log
+    player = LogCollector()
+    logs = world.cells_of(LOG)
+    ticks = np.ones(12)
+    assert player.known_logs(world, logs, logs, ticks).any()
+    world.player[voxel.YAW] += 180
+    assert not player.known_logs(world, logs, logs, ticks).any()
+    assert LogCollector(sight=np.inf).known_logs(world, logs, logs, ticks).all()
+    turns = []
+    while player.choose_log(world) is None:
+        action = player.act(world)
+        turns.append(action["camera"][1])
+        world.step(action)
+    assert 10 < len(turns) < 19
+    assert np.all(np.array(turns[:-1]) == 10)
+
+
+def test_punching_pays_little():
+    "Attack is held, and hardly a log falls."
+    world = VoxelWorld(action_repeat=2, num_steps=150)
+    episode = play_episode(world, Puncher(seed=0), 1)
+    assert episode.named_actions["attack"].mean() > 0.2
+    assert episode.rewards.sum() < 3
 
 
 def short(world, players, num_steps):
