@@ -273,6 +273,11 @@ def train(
     _check_config(config)
     check_device(device)
     stages_up_to(upto)
+    if config.data.task == "recordings" and upto in ("evaluate", "report"):
+        raise ValueError(
+            f"upto = {upto!r}: data.task = 'recordings' has no world to play in. "
+            "Hint: give upto = 'imagination', or the task of the recordings' world"
+        )
     if recordings is not None:
         find_recordings(recordings, config.data.picture)
     elif config.data.task == "recordings":

@@ -8,9 +8,12 @@ import pytest
 from dreamer4_nb.config import named
 from dreamer4_nb.data.actions import ActionCodec, ActionSpace
 from dreamer4_nb.data.dataset import MemoryRecordings
+from dreamer4_nb.evaluation.reward_head import diagnose_reward_head
 from dreamer4_nb.run.checks import (
     check_imagination,
+    check_lengths,
     check_path,
+    check_reward_head,
     check_run,
     enforce_checks,
     format_checks,
@@ -91,6 +94,43 @@ def test_failed_checks_stop_with_their_hints(tmp_path, monkeypatch, capsys):
     )
     assert "fail  length" in capsys.readouterr().out
     enforce_checks(run, "record")  # after which there is nothing to check
+
+
+@pytest.mark.parametrize(
+    "hits, size, largest, status, line, hint",
+    [
+        (
+            9,
+            1.0,
+            147.0,
+            "warn",
+            "unknown: only 9 held-out steps are rewarded",
+            "hold out more",
+        ),
+        (40, 1024.0, 147.0, "fail", "clipped: rewards reach 1,024", "--agent.bin_range 7.7"),
+        (40, 64.0, 147.0, "pass", "healthy: average precision 1.00 (1.00 to 1.00) on 40", ""),
+        (40, -1.0, 147.0, "pass", "1.00) on 40 costly of 1000 held-out steps, -1 there", ""),
+    ],
+)
+def test_the_reward_head_is_judged_in_words(hits, size, largest, status, line, hint):
+    "Its predictions are as good as its bins let them be"
+    recorded = size * (np.arange(1000) < hits)
+    predicted = recorded.clip(-largest, largest)
+    (check,) = check_reward_head(diagnose_reward_head(predicted, recorded, largest=largest))
+    assert check.status == status
+    assert line in check.observed
+    assert check.hint.startswith(hint)
+
+
+@pytest.mark.parametrize("frames, status", [(2, "warn"), (22, "warn"), (23, "pass")])
+def test_short_held_out_episodes_are_said(frames, status):
+    short, long = (
+        MemoryRecordings([np.zeros((n, 1, 1, 1), np.uint8)], [None], [None])
+        for n in (frames, 50)
+    )
+    (check,) = check_lengths(long, short)
+    assert check.status == status
+    assert check.observed == f"at most {frames} frames, of those for training 50"
 
 
 @pytest.mark.parametrize(

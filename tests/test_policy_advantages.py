@@ -102,6 +102,23 @@ def test_monitor_waits_for_enough_rounds():
     assert [h.sum() for h in monitor.histograms] == [20, 20, 20]
 
 
+@pytest.mark.parametrize("pay", [-0.01, 0.01, -1.0])
+def test_small_rewards_and_costs_are_no_silence(pay):
+    "Where steps pay a hundredth, a hundredth of that is nothing"
+    torch.manual_seed(0)
+    monitor = Monitor(patience=2, unit=abs(pay))
+    rewards = torch.full((20, 5), pay)
+    returns = 5 * rewards * torch.rand(20, 5)
+    trainer = SimpleNamespace(
+        last_round=dict(rewards=rewards, returns=returns, values=2.5 * rewards)
+    )
+    for _ in range(2):
+        metrics = dict(kl=0.1, entropy=1.0, explained=0.5)
+        monitor(trainer, metrics)
+    assert metrics["alarms"] == []
+    assert metrics["band"] < 0.1
+
+
 def test_monitor_only_measures_while_values_warm_up():
     monitor, history = run_monitor(5, explained=0.5)
     assert "alarms" not in history[-1]

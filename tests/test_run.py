@@ -16,7 +16,14 @@ from dreamer4_nb.data.recordings import write_episode
 from dreamer4_nb.files import RecordingError, read_json, read_npz, with_checksum
 from dreamer4_nb.models.heads import TwoHot
 from dreamer4_nb.models.tokenizer import Tokenizer
-from dreamer4_nb.pipeline import demo, evaluate, processes_for, run_all, stages_left
+from dreamer4_nb.pipeline import (
+    demo,
+    evaluate,
+    processes_for,
+    run_all,
+    stages_left,
+    train,
+)
 from dreamer4_nb.policy.advantages import Monitor
 from dreamer4_nb.run import imagination, stages
 from dreamer4_nb.run.changes import (
@@ -713,6 +720,20 @@ def test_films_without_actions_have_no_agent(tmp_path):
     check_needs(run, ["tokenizer", "dynamics"])
     with pytest.raises(RunError, match="no recording for training has actions .* --upto dyn"):
         check_needs(run, TRAINING_STAGES)
+
+
+def test_observations_that_are_not_recorded_are_named_before_the_tokenizer(tmp_path):
+    run = learn_from(
+        tmp_path, RECORDED.change({"data.observations": ("compass$angle",)}), steps=[20, 20]
+    )
+    with pytest.raises(ValueError, match="compass.angle"):
+        run_all(run, "dynamics")
+    assert not run.done("tokenizer")
+
+
+def test_recordings_have_no_world_to_play_in(tmp_path):
+    with pytest.raises(ValueError, match="upto = 'report': .* Hint: give upto = 'imagin"):
+        train(RECORDED, tmp_path, tmp_path / "run", upto="report")
 
 
 def test_one_long_recording_is_cut(tmp_path, capsys):

@@ -156,10 +156,12 @@ class Monitor:
         alarms: Sequence[Alarm] = ALARMS,  # to be looked at
         # of the histograms, in units of reward; what lies outside counts at the ends
         edges: np.ndarray | None = None,  # None: 60 bins from -3 to 3
+        unit: float = 1.0,  # of reward; less where the recordings pay less than 1
     ):
         self.tolerance = tolerance
         self.alarms = alarms
         self.edges = np.linspace(-3, 3, 61) if edges is None else edges
+        self.unit = unit
         self.rounds: deque[dict] = deque(maxlen=patience)
         self.histograms: list[np.ndarray] = []
 
@@ -169,7 +171,7 @@ class Monitor:
         metrics: dict,  # of the round; measures and alarms are added
     ) -> None:
         "Add the measures of the round and the names of the alarms to its metrics."
-        last = trainer.last_round
+        last = {name: x / self.unit for name, x in trainer.last_round.items()}
         metrics |= advantage_stats(**last, tolerance=self.tolerance)
         policy_learns = "kl" in metrics
         if not policy_learns:

@@ -22,7 +22,7 @@ from ..policy.advantages import Monitor
 from ..policy.intrinsic import IntrinsicReward, fit_intrinsic_reward
 from ..policy.pmpo import ImaginationTrainer
 from .folder import RunFolder
-from .stages import pays, stage_tracker
+from .stages import pays, recorded_extent, stage_tracker
 from dreamer4_nb.training.checkpoint import (
     SCHEMA_VERSION,
     find_checkpoint,
@@ -208,7 +208,8 @@ def imagination_stage(
     "Phase 3 of a run, as its configuration has it"
     config = run.config.imagination
     agent = run.trained("agent")
-    monitor = Monitor()
+    largest, _ = recorded_extent(run.data()[0], config.gamma)
+    monitor = Monitor(unit=min(1.0, largest) or 1.0)
     trainer = ImaginationTrainer(
         agent,
         config,

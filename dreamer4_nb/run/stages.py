@@ -29,6 +29,7 @@ from dreamer4_nb.data.convert import (
     common_rate,
     convert,
     convert_one,
+    describe_conversion,
     find_action_space,
     find_recordings,
     recording_name,
@@ -251,6 +252,8 @@ def convert_recordings(
         if is_main():  # finds all parts converted, and lists them
             target = run.out / "converted"
             rows = convert(_source(run), target, progress=run.progress, **settings)
+            for text in describe_conversion(target)[:-1] if run.progress else ():
+                print(text)
             kept = [row for row in rows if row["status"] != "set aside"]
             note["frames"] = sum(row["steps"] + 1 for row in kept)
             note["set_aside"] = len(rows) - len(kept)
@@ -302,6 +305,16 @@ def _too_long(
     return f"{stage}_training.length = {shown}", f"--{stage}_training.length {option}"
 
 
+def _fit_observations(run: RunFolder) -> ObservationTokens | None:
+    "How the observations that the configuration names become tokens; None: it names none"
+    names = run.config.data.observations
+    if not names:
+        return None
+    train, _ = run.data()
+    packing = run.config.dynamics.packing
+    return ObservationTokens.fit(train, names, run.config.tokenizer.latent_dim, packing)
+
+
 def check_needs(
     run: RunFolder,  # done up to convert
     stages: Sequence[str],  # that are still to be done
@@ -311,6 +324,8 @@ def check_needs(
     The message names every field that does not fit, and the options that mend it.
     """
     train, _ = run.data()
+    if "tokenizer" in stages:
+        _fit_observations(run)  # reports names that the recordings do not have
     problems = []
     options = []
     for labelled in (False, True):
@@ -623,16 +638,6 @@ def encode_episode(
 ) -> torch.Tensor:  # latents (N, L, D), on the CPU
     "The latents of one episode, however long"
     return encode_together(model, [frames], device, chunk)[0]
-
-
-def _fit_observations(run: RunFolder) -> ObservationTokens | None:
-    "How the observations that the configuration names become tokens; None: it names none"
-    names = run.config.data.observations
-    if not names:
-        return None
-    train, _ = run.data()
-    packing = run.config.dynamics.packing
-    return ObservationTokens.fit(train, names, run.config.tokenizer.latent_dim, packing)
 
 
 def _with_observations(
