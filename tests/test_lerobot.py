@@ -14,10 +14,10 @@ pa = pytest.importorskip("pyarrow")
 import pyarrow.parquet as pq
 from PIL import Image
 
-from dreamer4_nb.data.convert import convert, describe_source, look_at
+from dreamer4_nb.data.convert import convert, describe_conversion, describe_source, look_at
 from dreamer4_nb.data.dataset import Recordings
 from dreamer4_nb.data.lerobot import open_lerobot, read_lerobot
-from dreamer4_nb.data.video import write_video
+from dreamer4_nb.data.video import LOSSLESS, write_video
 from dreamer4_nb.data.windows import SequenceSampler
 from dreamer4_nb.files import RecordingError
 
@@ -418,3 +418,53 @@ def test_meta_is_read_again_when_it_changes(tmp_path):
     assert len(look_at(root).recordings) == 3
     write_lines(root / "meta/episodes.jsonl", [dict(episode_index=0, length=6, tasks=["x"])])
     assert len(look_at(root).recordings) == 1
+
+
+# --- videos as a player shows them
+
+
+def test_a_turned_video(tmp_path):
+    av = pytest.importorskip("av")
+    root = make_v2(tmp_path / "arm")
+    lying = np.ascontiguousarray(np.rot90(EPISODES[0][1], 1, (1, 2)))
+    with av.open(str(video_of(root, 0)), "w") as video:
+        stream = video.add_stream("libx264rgb", rate=FPS, options=LOSSLESS)
+        stream.height, stream.width = lying.shape[1:3]
+        stream.pix_fmt = "rgb24"
+        stream.set_display_rotation(-90)
+        for frame in lying:
+            video.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        video.mux(stream.encode())
+    rows = convert(root, tmp_path / "data", image_size=16, progress=False)
+    assert [row["changes"] for row in rows] == ["turned 90 degrees clockwise", "", ""]
+    frames = Recordings(tmp_path / "data").frames(0).transpose(0, 2, 3, 1)
+    assert np.array_equal(frames, EPISODES[0][1])
+
+
+@pytest.mark.parametrize("version", ["v21", "v30"])
+def test_a_video_of_another_rate_is_read_by_the_times_of_the_rows(tmp_path, version):
+    root = MAKERS[version](tmp_path / "arm")
+    path = root / f"videos/{TOP}/chunk-000/file-000.mp4"
+    parts = [0] if version == "v21" else [0, 1]
+    film = np.concatenate([EPISODES[i][1] for i in parts])
+    path = video_of(root, 0) if version == "v21" else path
+    write_video(path, film.repeat(3, 0), fps=3 * FPS)
+    rows = convert(root, tmp_path / "data", image_size=16, progress=False)
+    assert [row["status"] for row in rows] == ["converted"] * 3
+    data = Recordings(tmp_path / "data")
+    for i in parts:
+        assert rows[i]["changes"] == "30 frames a second taken at 10"
+        assert np.array_equal(data.frames(i).transpose(0, 2, 3, 1), EPISODES[i][1])
+
+
+def test_files_that_are_not_read_are_named(tmp_path):
+    root = make_v2(tmp_path / "arm", cameras=(TOP, WRIST))
+    (root / "README.md").write_text("an arm")
+    (root / ".gitattributes").write_text("")
+    convert(root, tmp_path / "data", image_size=16, picture="top", progress=False)
+    lines = describe_conversion(tmp_path / "data")
+    assert "not read (a hidden file): .gitattributes" in lines
+    assert "not read (not part of a recording): README.md" in lines
+    assert any("of another camera" in line and WRIST in line for line in lines)
+    assert lines[-1].startswith("3 recordings in ")
+    assert "0 set aside, 5 files not read" in lines[-1]

@@ -448,7 +448,7 @@ def test_command_there_and_back(tmp_path, capsys):
     assert not command("convert", target, tmp_path / "data", "--image-size", 16)
     out = capsys.readouterr().out
     assert "set: 1 recording of VoxelTreechop-v0, kind Minari" in out
-    assert "1 recordings in" in out
+    assert "1 recording in" in out
     assert command("convert", "hf://lerobot/pusht", tmp_path / "none") == 1
     error = capsys.readouterr().err
     assert "nothing is downloaded" in error and len(error.splitlines()) == 1

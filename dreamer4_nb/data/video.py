@@ -128,7 +128,7 @@ def frame_times(
     count: int | None = None,  # look at so many frames only; None: all
 ) -> np.ndarray:  # (N,) float64 seconds, growing, the first is 0
     "When each frame is shown, without decoding any."
-    times = _time_stamps(path, count)
+    times, _ = _time_stamps(path, count)
     return times - times[:1]
 
 
@@ -139,11 +139,12 @@ def _known_time_stamps(path, size, changed):
 
 
 def _time_stamps(path, count=None):
-    "Seconds of all frames, in order; the first may be other than 0."
+    "Seconds of all frames, in order, from any first one; and how long they are said to last."
     stamps = []
     with _opened(path) as (container, stream):
         unit = float(stream.time_base or 0)
         rate = float(stream.average_rate or 20)
+        promised = _promised_seconds(container)
         in_order = _has_no_times(container)
         for packet in container.demux(stream):
             if packet.size and not packet.is_discard:
@@ -152,8 +153,14 @@ def _time_stamps(path, count=None):
             if len(stamps) == count:
                 break
     if unit == 0 or None in stamps:
-        return np.arange(len(stamps)) / rate
-    return np.sort(np.array(stamps, np.float64)) * unit
+        return np.arange(len(stamps)) / rate, promised
+    return np.sort(np.array(stamps, np.float64)) * unit, promised
+
+
+def _promised_seconds(container):
+    "The duration in a file's header; 0 where it has none, or merely an estimate."
+    has_header = any(name in container.format.name for name in ("matroska", "mp4", "flv"))
+    return (container.duration or 0) / 1e6 if has_header else 0.0
 
 
 def _has_no_times(container):
@@ -187,11 +194,13 @@ class Video:
     ):
         self.path = Path(path)
         file = self.path.stat()
-        times = _known_time_stamps(self.path, file.st_size, file.st_mtime_ns)
+        times, promised = _known_time_stamps(self.path, file.st_size, file.st_mtime_ns)
         self.start = float(times[0]) if len(times) else 0.0  # time stamp of the first frame
         self.times = times - times[:1]  # (N,) seconds
         self.rate, self.varies = frame_rate(self.times)
         self.changes: list[str] = []  # what was done to the frames read so far
+        self.is_cut = promised > 1.1 * self.duration + 1
+        self.promised = promised  # seconds by the file's header; 0: unknown
 
     @property
     def duration(self) -> float:
@@ -214,6 +223,8 @@ class Video:
     ) -> Iterator[tuple[float, np.ndarray]]:  # seconds, and (H, W, 3) uint8
         "The frames that a player would show; a broken file is a RecordingError."
         self.changes = []
+        if self.is_cut:
+            self._note(f"cut short: {self.duration:.4g} of {self.promised:.4g} s are there")
         to_rgb = import_av().video.reformatter.VideoReformatter()
         matrix = (1, 0, 0, 1)
         with _opened(self.path) as (container, stream):
