@@ -278,7 +278,7 @@ def _longest(recordings: Recordings, labelled: bool) -> int:
 
 def _too_long(
     run: RunFolder, stage: str, longest: int
-) -> tuple[str, str]:  # a setting and its value, and options that mend it; both may be empty
+) -> tuple[str, str]:  # a setting and its value, and options to give; both may be empty
     "Whether the windows of a stage are longer than any episode"
     config = run.config
     if stage == "imagination":
@@ -321,7 +321,7 @@ def check_needs(
 ) -> None:
     """Raise a `RunError` unless the recordings are enough for all these stages.
 
-    The message names every field that does not fit, and the options that mend it.
+    The message names every field that does not fit, and the options to give.
     """
     train, _ = run.data()
     if "tokenizer" in stages:
@@ -337,9 +337,9 @@ def check_needs(
                 "could copy. Hint: give --upto dynamics for a world model without one, or add "
                 "recordings that have actions"
             )
-        found = [_too_long(run, stage, longest) for stage in of_kind]
-        fields = [field for field, _ in found if field]
-        options += [option for _, option in found if option]
+        needs = [_too_long(run, stage, longest) for stage in of_kind]
+        fields = [field for field, _ in needs if field]
+        options += [option for _, option in needs if option]
         if fields:
             kind = "recording with actions" if labelled else "recording"
             problems.append(
