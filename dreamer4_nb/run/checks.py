@@ -21,7 +21,7 @@ import torch
 from ..data.convert import convert
 from ..data.dataset import LatentStore, Recordings
 from ..data.windows import Batch, SequenceSampler, fit_to_longest
-from ..evaluation.reward_head import FEWEST, reward_scores
+from ..evaluation.reward_head import MIN_REWARDED, reward_scores
 from dreamer4_nb.evaluation.world_model import (
     continue_dream,
     reconstruction_scores,
@@ -206,7 +206,7 @@ def check_reward_head(
         "the reward head knows rewards",
         status,
         observed,
-        f"average precision 0.5, bias 0.67 to 1.5, from {FEWEST} rewarded steps on",
+        f"average precision 0.5, bias 0.67 to 1.5, from {MIN_REWARDED} rewarded steps on",
         f'{hint} (chapter "The reward head that predicts nothing")',
     )
 
@@ -290,9 +290,9 @@ def check_rewards(
     scores = reward_scores(agent, held_out, latents, seed=run.seed)
     yield from check_reward_head(scores)
     rewarded = scores["rewarded"] + scores["costly"]
-    if rewarded < FEWEST or _is_constant(held_out):
-        observed = f"{rewarded} rewarded held-out steps, {FEWEST} needed"
-        if rewarded >= FEWEST:
+    if rewarded < MIN_REWARDED or _is_constant(held_out):
+        observed = f"{rewarded} rewarded held-out steps, {MIN_REWARDED} needed"
+        if rewarded >= MIN_REWARDED:
             observed = "every step has the same reward"
         yield Check(status="skip", observed=observed, **PRESENT_MATTERS)
         return
