@@ -358,3 +358,29 @@ def test_load_and_act(run):
     assert action["action"] in ("noop", "left", "right", "up", "down", "do")
     with pytest.raises(ValueError, match="frame"):
         policy.act(np.zeros((32, 32, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("options", "players"),
+    [
+        ((), "weak"),
+        (("--players", "mixed"), "mixed"),
+        (("--data.players", "mixed"), "mixed"),
+        (("--task", "drink"), None),
+        (("--task", "collect_wood+drink"), None),
+    ],
+)
+def test_whom_a_demo_learns_from(options, players, tmp_path, monkeypatch):
+    "From weak players where nothing else is said, in the task that has them"
+
+    class Started(Exception):
+        pass
+
+    def demo(config, out, device, processes):
+        raise Started(config.data.players)
+
+    monkeypatch.setattr("dreamer4_nb.pipeline.demo", demo)
+    monkeypatch.setattr("dreamer4_nb.training.memory.keep_freed_memory", lambda: True)
+    with pytest.raises(Started) as started:
+        main(["demo", *SMOKE, "--out", str(tmp_path / "run"), *options])
+    assert started.value.args == (players,)

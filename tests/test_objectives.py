@@ -5,12 +5,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dreamer4_nb.config import AgentConfig, DynamicsConfig, ImaginationConfig
+from dreamer4_nb.config import (
+    PMPO_SETTINGS,
+    AgentConfig,
+    DynamicsConfig,
+    ImaginationConfig,
+    named,
+)
 from dreamer4_nb.data.actions import ActionCodec, ActionSpace
 from dreamer4_nb.data.windows import make_batch
 from dreamer4_nb.models.actions import action_distribution
 from dreamer4_nb.models.agent import Agent
 from dreamer4_nb.models.dynamics import Dynamics
+from dreamer4_nb.pipeline import configure
 from dreamer4_nb.policy.objectives import awr_loss, normalised_advantages, ppo_loss
 from dreamer4_nb.policy.pmpo import (
     OBJECTIVES,
@@ -283,6 +290,24 @@ def test_settings_reach_the_objectives():
         ppo=dict(beta=0.7, clip_ratio=0.1),
         awr=dict(beta=0.7, temperature=2.0, weight_clip=5.0),
     )
+
+
+def test_the_papers_objective_is_a_size_of_the_laptop():
+    "One setting away, with everything else that was found for it; all other stages are equal"
+    laptop, paper = named("laptop").to_dict(), named("laptop_pmpo").to_dict()
+    assert laptop["imagination"]["objective"] == "ppo"
+    assert [name for name in laptop if laptop[name] != paper[name]] == ["name", "imagination"]
+    changed = {
+        name: value
+        for name, value in paper["imagination"].items()
+        if value != laptop["imagination"][name]
+    }
+    assert changed.items() <= {k.split(".")[1]: v for k, v in PMPO_SETTINGS.items()}.items()
+    config = named("laptop_pmpo").imagination
+    assert named_objective(config).func is pmpo_loss
+    assert (config.beta, config.marginal_beta, config.gamma) == (0.5, 2.0, 0.9)
+    assert (config.contexts, config.iterations, config.replay) == (128, 74, 4)
+    assert configure("laptop_pmpo", "tools").imagination == config
 
 
 def test_ppo_refuses_replay():
