@@ -641,6 +641,16 @@ def test_bins_reach_as_far_as_rewards_and_returns(tmp_path, pay, gamma, bin_rang
     assert TwoHot(bin_range=bin_range).largest > total >= largest
 
 
+@pytest.mark.parametrize("task", ["collect_wood", "treechop"])
+def test_the_embedded_worlds_need_no_wider_bins(tmp_path, task):
+    config = named("smoke").change({"data.task": task, "data.episodes": 2})
+    run = RunFolder(tmp_path, config, progress=False)
+    record_world(run)
+    convert_recordings(run)
+    assert run.agent_config == config.agent
+    assert "bin_range" not in run.state["stages"]["convert"]
+
+
 def test_rewards_that_no_bin_can_hold(tmp_path):
     with pytest.raises(RunError, match="converted: rewards: 1e.38, more than .* divide"):
         learn_from(tmp_path, RECORDED, steps=[3, 3], rewards=1e38)
