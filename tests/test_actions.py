@@ -7,7 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dreamer4_nb.data.actions import ActionCodec, ActionSpace, bins_to_camera, camera_to_bins
+from dreamer4_nb.data.actions import (
+    ActionCodec,
+    ActionSpace,
+    bins_to_camera,
+    camera_to_bins,
+    continuous_advice,
+)
 from dreamer4_nb.models.actions import ActionEmbedding, action_distribution
 
 words = st.text("abcdefghij", min_size=1, max_size=4)
@@ -121,3 +127,24 @@ def test_wrong_spaces():
         ActionSpace(choices=dict(craft=["none", "none"]))
     with pytest.raises(ValueError, match="'Crafter-v1' is not a known MineRL task"):
         ActionSpace.minerl("Crafter-v1")
+
+
+def test_a_continuous_action_is_met_with_bins():
+    space = ActionSpace(keys=["jump"], choices={"steer": ["left", "right"]})
+    steer = np.linspace(-1, 1, 70)
+    with pytest.raises(ValueError, match="steer.*continuous.*bins.*7 bins the fullest would"):
+        ActionCodec(space).encode(dict(jump=np.zeros(70), steer=steer))
+    with pytest.raises(ValueError, match="jump.*got -1.0.*continuous"):
+        ActionCodec(space).encode(dict(jump=steer, steer=np.zeros(70)))
+    with pytest.raises(ValueError, match="numbers from 0 to 4 are a choice"):
+        ActionCodec(space).encode(dict(jump=np.arange(5), steer=np.zeros(5)))
+    whole = ActionCodec(space).encode(dict(jump=np.ones(3), steer=np.array([0.0, 1.0, 0.0])))
+    assert whole.tolist() == [[1, 0], [1, 1], [1, 0]]
+
+
+def test_advice_says_how_uneven_bins_would_be():
+    even = continuous_advice(np.linspace(-1, 1, 700))
+    assert "the fullest would hold 17% of the steps and the emptiest 8%" in even
+    uneven = continuous_advice(np.r_[np.zeros(95), np.linspace(-1, 1, 5)])
+    assert "uneven" in uneven and "96%" in uneven
+    assert "Box(-1, 1, (2,))" in continuous_advice(np.array([[-1, 0.5], [0.2, 1.0]]))

@@ -8,7 +8,9 @@ import pytest
 from dreamer4_nb.config import named
 from dreamer4_nb.data.actions import ActionCodec, ActionSpace
 from dreamer4_nb.data.dataset import MemoryRecordings
+from dreamer4_nb.data.recordings import gold_game, write_episode
 from dreamer4_nb.evaluation.reward_head import diagnose_reward_head
+from dreamer4_nb.files import RecordingError
 from dreamer4_nb.run.checks import (
     check_imagination,
     check_lengths,
@@ -19,7 +21,15 @@ from dreamer4_nb.run.checks import (
     format_checks,
 )
 from dreamer4_nb.run.folder import RunError, RunFolder
-from dreamer4_nb.run.recording_checks import Check, check_alignment
+from dreamer4_nb.run.recording_checks import (
+    Check,
+    check_actions_vary,
+    check_alignment,
+    check_copies,
+    check_kinds,
+    find_gap,
+)
+from dreamer4_nb.studies.alignment import SMALL_WORLDS, small_recordings
 
 PLAYED = Path(__file__).parents[2] / "shared/data/minetest"
 KEYS = ("forward", "back", "left", "right", "jump", "attack")
@@ -146,3 +156,130 @@ def test_every_alarm_in_a_history_is_reported(alarm, name):
     checks = list(check_imagination([healthy | dict(alarms=[alarm])]))
     assert checks[-1].status == "warn"
     assert checks[-1].observed == name
+
+
+def as_memory(recordings, chosen, **changes):
+    columns = {
+        "frames": [recordings.frames(i) for i in chosen],
+        "actions": [recordings.actions(i) for i in chosen],
+        "rewards": [recordings.rewards(i) for i in chosen],
+    }
+    return MemoryRecordings(**columns | changes, codec=recordings.codec)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_good_recordings_are_not_refused(seed):
+    kind, recordings = small_recordings(seed)
+    assert kind in SMALL_WORLDS
+    for check in check_alignment(recordings):
+        assert check.status in ("pass", "skip"), (kind, check)
+
+
+def test_nobody_is_told_to_move_one_column_while_the_other_fits():
+    actions, rewards = check_alignment(small_recordings(5, rewards=1)[1])
+    assert (actions.status, rewards.status) == ("pass", "fail")
+    assert "the actions fit, so shift nothing" in rewards.hint
+    actions, rewards = check_alignment(small_recordings(5, actions=1)[1])
+    assert actions.status == "fail"
+    assert "so shift nothing" in actions.hint or rewards.status != "pass"
+    both = list(check_alignment(small_recordings(5, actions=1, rewards=1)[1]))
+    assert [check.status for check in both] == ["fail", "fail"]
+    assert "first row without meaning: leave it out, of actions and of rewards" in both[0].hint
+
+
+def test_actions_that_never_vary_are_named():
+    recordings = small_recordings(0)[1]
+    actions = [recordings.actions(i) for i in range(len(recordings))]
+    actions[2] = 0 * actions[2] + 3
+    recordings = as_memory(recordings, range(len(recordings)), actions=actions)
+    check = next(check_actions_vary(recordings))
+    assert check.status == "warn"
+    assert check.observed.endswith(
+        "one action at all steps while the picture moves: episode0002"
+    )
+
+
+def test_bins_that_hold_nearly_all_steps():
+    frames = [np.zeros((101, 3, 16, 16), np.uint8)]
+    actions = np.full((100, 1), 3, np.int16)
+    actions[:5] = 0
+    codec = ActionCodec(ActionSpace(choices={"steer": ["-1", "-0.5", "0", "0.5", "1"]}))
+    recordings = MemoryRecordings(frames, [actions], [None], codec=codec)
+    *_, check = check_actions_vary(recordings)
+    assert check.name == "bins are used"
+    assert check.observed == "steer: 2 of 5 bins used, 95% of the steps at 0.5"
+    assert check.status == "warn"
+
+
+def noisy(frames, seed=0):
+    "As after another compression"
+    noise = np.random.default_rng(seed).integers(-6, 7, frames.shape)
+    return np.clip(frames.astype(int) + noise, 0, 255).astype(np.uint8)
+
+
+def test_copies_and_pieces_are_named():
+    recordings = small_recordings(3)[1]
+    frames = [recordings.frames(i) for i in range(len(recordings))]
+    actions = [recordings.actions(i) for i in range(len(recordings))]
+    assert check_copies(recordings).status == "pass"
+    count = len(frames)
+    whole = MemoryRecordings(
+        [*frames, noisy(frames[1])],
+        [*actions, actions[1]],
+        [None] * (count + 1),
+        codec=recordings.codec,
+    )
+    check = check_copies(whole)
+    assert check.status == "warn"
+    assert check.observed.endswith(f"episode{count:04d} is episode0001")
+    piece = MemoryRecordings(
+        [frames[2][3:]], [actions[2][3:]], [None], ["p"], recordings.codec
+    )
+    piece.names = ["piece"]
+    check = check_copies(recordings, piece)
+    assert check.status == "fail"
+    assert check.observed == "1 held-out episodes are trained on: piece is episode0002"
+    video = MemoryRecordings([frames[4], noisy(frames[4])], [None, None], [None, None])
+    assert check_copies(video).status == "warn"
+
+
+def test_two_players_without_names():
+    rng = np.random.default_rng(0)
+    left = [rng.choice(5, (40, 1), p=[0.05, 0.05, 0.05, 0.8, 0.05]) for _ in range(8)]
+    right = [rng.choice(5, (40, 1), p=[0.05, 0.05, 0.05, 0.05, 0.8]) for _ in range(8)]
+    codec = ActionCodec(ActionSpace.flat(["none", "up", "down", "left", "right"]))
+    frames = [rng.integers(0, 255, (41, 3, 16, 16), np.uint8) for _ in range(16)]
+    tasks = ["west"] * 8 + ["east"] * 8
+    untold = MemoryRecordings(frames, left + right, [None] * 16, codec=codec)
+    told = MemoryRecordings(frames, left + right, [None] * 16, codec=codec, tasks=tasks)
+    assert "8 with other actions than 8" in check_kinds(untold).observed
+    assert check_kinds(untold).status == "warn"
+    assert check_kinds(told).status == "pass"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_gap_in_one_cloud(seed):
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(10, 60))
+    assert find_gap(rng.normal(size=(count, 30))) is None
+    assert find_gap(rng.uniform(size=(count, 2))) is None
+
+
+def write_games(root, size=64):
+    space = ActionSpace(keys=("left", "right"))
+    for number in range(12):
+        frames, actions, rewards = gold_game(np.random.default_rng(number))
+        frames = frames[:, :, :size]
+        extra = dict(action_space=space.to_dict())
+        write_episode(root, "Gold-v0", str(number), frames, actions, rewards, extra=extra)
+
+
+def test_a_folder_is_checked_at_its_own_size(tmp_path):
+    write_games(tmp_path, size=48)
+    checks = {check.name: check for check in check_path(tmp_path)}
+    assert checks["recordings can be read"].observed == "12 of 12 in the sample"
+    assert checks["actions fit the frames"].status == "pass"
+    with pytest.raises(RecordingError, match="--height 64 --width 48") as error:
+        list(check_path(tmp_path, image_size=(64, 64)))
+    assert "summary.csv" not in str(error.value)
+    assert "converted" not in str(error.value)

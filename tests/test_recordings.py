@@ -22,7 +22,7 @@ from dreamer4_nb.data.convert import (
     finish_conversion,
 )
 from dreamer4_nb.data.dataset import LatentStore, Recordings
-from dreamer4_nb.data.recordings import read_episode, write_episode
+from dreamer4_nb.data.recordings import gold_game, read_episode, write_episode
 from dreamer4_nb.data.video import read_video, write_video
 from dreamer4_nb.files import RecordingError
 
@@ -529,3 +529,52 @@ def test_latents_are_checked(tmp_path):
     (root / "a.npy").write_bytes(b"broken")
     with pytest.raises(ValueError, match="a.npy: not a readable array"):
         LatentStore(root)["a"]
+
+
+def test_axes_of_one_and_lists_are_written_as_plain_arrays(tmp_path):
+    frames, actions, rewards = gold_game(np.random.default_rng(0))
+    space = ActionSpace(keys=("left", "right"))
+    columns = {key: value[:, None] for key, value in actions.items()}
+    extra = dict(action_space=space.to_dict())
+    written = (list(frames), columns, rewards[:, None])
+    episode = read_episode(write_episode(tmp_path, "Gold-v0", "0", *written, extra=extra))
+    assert {key: value.shape for key, value in episode.actions.items()} == {
+        "left": (30,),
+        "right": (30,),
+    }
+    assert (episode.actions["right"] == actions["right"]).all()
+    assert episode.rewards.shape == (30,)
+    assert episode.frames.shape == (31, 3, 64, 64)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (dict(frames=[np.zeros((8, 8, 3)), np.zeros((8, 9, 3))]), "frames: are of several"),
+        (dict(frames=np.zeros((31, 3, 64, 64), np.uint8)), r"transpose\(0, 2, 3, 1\)"),
+        (dict(actions=[dict(left=1, right=0)] * 30), "actions: is a list. Hint: give a dict"),
+        (dict(actions=dict(left=np.zeros((30, 2)), right=np.zeros((30, 2)))), "have shapes"),
+        (dict(actions=dict(left=np.zeros((30, 2, 3)), right=np.zeros(30))), "has shape"),
+        (dict(actions=dict(left=np.linspace(0, 1, 30), right=np.zeros(30))), "continuous"),
+    ],
+)
+def test_odd_shapes_are_refused_at_the_door(tmp_path, changes, words):
+    frames, actions, rewards = gold_game(np.random.default_rng(0))
+    extra = dict(action_space=ActionSpace(keys=("left", "right")).to_dict())
+    given = dict(frames=frames, actions=actions, rewards=rewards) | changes
+    with pytest.raises(RecordingError, match=words):
+        write_episode(tmp_path, "Gold-v0", "0", **given, extra=extra)
+    assert not list(tmp_path.rglob("v3_*"))
+
+
+def test_a_recording_that_says_nothing_is_named_in_the_summary(tmp_path):
+    space = ActionSpace(keys=("left", "right"))
+    for number in range(3):
+        frames, actions, _ = gold_game(np.random.default_rng(number))
+        if number == 1:
+            actions = {key: 0 * value for key, value in actions.items()}
+        extra = dict(action_space=space.to_dict())
+        write_episode(tmp_path / "in", "Gold-v0", str(number), frames, actions, extra=extra)
+    rows = convert(tmp_path / "in", tmp_path / "out", progress=False)
+    said = [row["changes"] for row in rows]
+    assert said == ["", "actions never vary while the picture moves", ""]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MINERL_KEYS', 'MINERL_CHOICES', 'CAMERA_MAX', 'CAMERA_BIN', 'CAMERA_MU', 'CAMERA_BINS', 'ActionSpace',
-           'camera_to_bins', 'bins_to_camera', 'ActionCodec']
+           'camera_to_bins', 'bins_to_camera', 'ActionCodec', 'is_continuous', 'continuous_advice']
 
 # %% ../../nbs/data/01_actions.ipynb #6f26aa87
 from collections.abc import Mapping, Sequence
@@ -232,6 +232,42 @@ class ActionCodec:
             )
         return codes
 
+# %% ../../nbs/data/01_actions.ipynb #d0efbdf5
+def is_continuous(
+    values: np.ndarray | Sequence,  # an action at many steps
+) -> bool:
+    "Whether an action is a number between numbers, not a class."
+    values = np.asarray(values)
+    if values.dtype.kind != "f" or not np.isfinite(values).all():
+        return False
+    return bool((values != np.rint(values)).any())
+
+
+def continuous_advice(
+    values: np.ndarray | Sequence,  # (T,) or (T, numbers) of a continuous action
+    bins: int = 7,  # per number
+) -> str:
+    "How to cut a continuous action into bins, and how evenly they would be used, in a line."
+    values = np.asarray(values, float)
+    columns = values.reshape(-1, values.shape[-1] if values.ndim > 1 else 1)
+    low = columns.min(0)
+    width = np.maximum(columns.max(0) - low, 1e-9)
+    chosen = np.rint((columns - low) / width * (bins - 1)).astype(int)
+    used = [np.bincount(c, minlength=bins) / len(columns) for c in chosen.T]
+    fullest = max(fractions.max() for fractions in used)
+    emptiest = min(fractions.min() for fractions in used)
+    if fullest > 0.5:
+        size = "so uneven that more bins, or values rescaled before, would tell more apart"
+    else:
+        size = "fine to begin with"
+    box = f"Box({values.min():.3g}, {values.max():.3g}, {values.shape[1:]})"
+    return (
+        f"it is continuous, so cut it into bins: action_space_of({box}, {bins}) names them "
+        f"and named_actions makes the actions; of {bins} bins the fullest would hold "
+        f"{fullest:.0%} of the steps and the emptiest {emptiest:.0%}, {size} "
+        '(chapter "Actions of other people\'s worlds")'
+    )
+
 # %% ../../nbs/data/01_actions.ipynb #01eba6d4
 def _encode_key(name, values):
     values = np.asarray(values)
@@ -240,12 +276,23 @@ def _encode_key(name, values):
             f"action {name!r}: a key is 0 or 1, got {values.dtype}. "
             "Hint: correct the recording"
         )
-    wrong = values[~np.isin(values, (0, 1))].tolist()
-    if wrong:
-        raise ValueError(
-            f"action {name!r}: a key is 0 or 1, got {wrong[0]}. Hint: correct the recording"
-        )
+    wrong = values[~np.isin(values, (0, 1))]
+    if wrong.size:
+        problem = f"action {name!r}: a key is 0 or 1, got {wrong.flat[0]}"
+        raise ValueError(f"{problem}. Hint: {_number_hint(values)}")
     return values.astype(np.int64)
+
+
+def _number_hint(values):
+    "What to do with numbers that are no classes."
+    if is_continuous(values):
+        return continuous_advice(values)
+    if np.isfinite(values).all():
+        return (
+            f"numbers from {values.min():.6g} to {values.max():.6g} are a choice: name it in "
+            "the action space with an option for each"
+        )
+    return "correct the recording"
 
 
 def _encode_camera(name, degrees):
@@ -268,11 +315,12 @@ def _encode_choice(name, values, options):
     values = np.asarray(values)
     if values.dtype.kind in "US":
         return _encode_option_names(name, values.astype(str), options)
-    if values.dtype.kind not in "iu" or ((values < 0) | (values >= len(options))).any():
-        raise ValueError(
-            f"action {name!r}: needs option names or numbers 0..{len(options) - 1}. "
-            "Hint: correct the recording or the space"
-        )
+    problem = f"action {name!r}: needs option names or numbers 0..{len(options) - 1}"
+    if values.dtype.kind == "f" and is_continuous(values):
+        raise ValueError(f"{problem}. Hint: {continuous_advice(values)}")
+    whole = values.dtype.kind in "iuf" and np.isfinite(values).all()
+    if not whole or ((values < 0) | (values >= len(options))).any():
+        raise ValueError(f"{problem}. Hint: correct the recording or the space")
     return values.astype(np.int64)
 
 

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['FILES', 'MS_PER_STEP', 'gold_game', 'Labels', 'check_labels', 'align', 'write_episode', 'Episode', 'read_metadata',
-           'read_episode']
+           'read_episode', 'actions_never_vary']
 
 # %% ../../nbs/data/03_recordings.ipynb #431d8a12
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .actions import ActionCodec, ActionSpace
 from .video import read_video, write_video
 from dreamer4_nb.files import (
     COPY_AGAIN,
@@ -93,7 +94,7 @@ def check_labels(
     path: Path | str = "rendered.npz",  # named in errors
 ) -> Labels:
     "Sort the arrays by meaning and check lengths and values."
-    arrays = {_modern_key(key): array for key, array in arrays.items()}
+    arrays = {_modern_key(key): _squeezed(array) for key, array in arrays.items()}
     if "action$vector" in arrays or "observation$vector" in arrays:
         raise recording_error(
             path,
@@ -110,6 +111,13 @@ def check_labels(
         observations=_of_kind(arrays, "observation"),
         steps=_count_steps(path, arrays),
     )
+
+
+def _squeezed(array):
+    "Without axes of one at the end: (T, 1) is as good as (T,)."
+    while array.ndim > 1 and array.shape[-1] == 1:
+        array = array[..., 0]
+    return array
 
 
 def _of_kind(arrays, kind):
@@ -176,7 +184,7 @@ def write_episode(
     root: Path | str,  # folder of all recordings
     env_id: str,  # environment; names the folder below root
     name: str,  # episode; its folder is v3_<name>
-    frames: np.ndarray,  # (T+1, H, W, 3) uint8
+    frames: np.ndarray | Sequence,  # (T+1, H, W, 3) uint8, or a list of pictures
     actions: Mapping[str, Any] | None = None,  # key -> (T, ...); None: unlabelled video
     rewards: Any = None,  # (T,) numbers, rewards[t] follows actions[t]; None: unlabelled
     terminated: bool = False,  # the world ended (not merely the time)
@@ -186,9 +194,11 @@ def write_episode(
 ) -> Path:  # the folder
     "Write one recording in MineRL's layout, all or nothing."
     folder = Path(root) / env_id / f"v3_{name}"
-    arrays = _label_arrays(actions, rewards, observations)
+    arrays = _label_arrays(folder, actions, rewards, observations)
     labels = check_labels(arrays, folder)
+    frames = _as_array(folder, "frames", frames)
     _check_frames(folder, frames, labels.steps)
+    _check_actions(folder, labels, extra or {})
     with atomic_folder(folder) as new:
         write_video(new / "recording.mp4", frames)
         np.savez_compressed(new / "rendered.npz", **arrays)
@@ -210,22 +220,64 @@ def _total(rewards):
     return None if rewards is None else float(rewards.sum())
 
 
-def _label_arrays(actions, rewards, observations):
+def _label_arrays(folder, actions, rewards, observations):
     "The content of rendered.npz."
-    arrays = {f"action${k}": np.asarray(v) for k, v in (actions or {}).items()}
-    arrays |= {f"observation${k}": np.asarray(v) for k, v in (observations or {}).items()}
+    arrays = {}
+    for kind, values in {"action": actions, "observation": observations}.items():
+        if values is not None and not isinstance(values, Mapping):
+            hint = "give a dictionary: name -> one value per step"
+            raise recording_error(folder, f"{kind}s", f"is a {type(values).__name__}", hint)
+        for key, column in (values or {}).items():
+            name = f"{kind}${key}"
+            arrays[name] = _squeezed(_as_array(folder, name, column))
     if rewards is not None:
-        arrays["reward"] = np.asarray(rewards, np.float32)
+        column = _squeezed(_as_array(folder, "reward", rewards))
+        arrays["reward"] = column.astype(np.float32) if column.dtype.kind in "biuf" else column
     return arrays
+
+
+def _as_array(folder, field, values):
+    "An array of a list of equal things."
+    try:
+        return np.asarray(values)
+    except ValueError:  # numpy says which axis, not which step
+        shapes = sorted({np.shape(value) for value in values})
+        problem = f"are of several shapes: {', '.join(map(str, shapes[:3]))}"
+        raise recording_error(
+            folder, field, problem, "give each step the same shape"
+        ) from None
 
 
 def _check_frames(folder, frames, steps):
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
         problem = f"{frames.dtype} {frames.shape}"
-        raise recording_error(folder, "frames", problem, "give uint8 (T+1, H, W, 3)")
+        hint = "give uint8 (T+1, H, W, 3)"
+        if frames.ndim == 4 and frames.shape[1] == 3 and frames.shape[-1] != 3:
+            hint += ", here frames.transpose(0, 2, 3, 1)"
+        raise recording_error(folder, "frames", problem, hint)
     if len(align(frames, steps, folder)) != len(frames):
         problem = f"{len(frames)} for {steps} steps"
         raise recording_error(folder, "frames", problem, "give T+1 frames")
+
+
+def _check_actions(folder, labels, extra):
+    "An error for actions that nobody could read again."
+    for key, column in (labels.actions or {}).items():
+        if column.ndim > 2:
+            problem = f"has shape {column.shape}"
+            hint = "give one value per step, of a camera two"
+            raise recording_error(folder, f"action${key}", problem, hint)
+    if labels.actions is None or extra.get("action_space") is None:
+        return
+    try:
+        codec = ActionCodec(ActionSpace.from_dict(extra["action_space"]))
+        codes = codec.encode(labels.actions)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise RecordingError(f"{folder}: {error}") from None
+    if codes.shape != (labels.steps, codec.num_components):
+        shapes = ", ".join(f"{key} {value.shape}" for key, value in labels.actions.items())
+        hint = "give one value per step, of a camera two"
+        raise recording_error(folder, "actions", f"have shapes {shapes}", hint)
 
 # %% ../../nbs/data/03_recordings.ipynb #326fa591
 @dataclass
@@ -329,3 +381,28 @@ def _check_checksums(folder, checksums):
             problem = "the file is not what was recorded (see metadata.json)"
             hint = f"{COPY_AGAIN}; if the change is wanted, remove 'crc32' from metadata.json"
             raise recording_error(path, "crc32", problem, hint)
+
+# %% ../../nbs/data/03_recordings.ipynb #1d747eeb
+def actions_never_vary(
+    frames: np.ndarray,  # (T+1, C, H, W) uint8
+    components: np.ndarray,  # (T, components) class numbers
+    least: int = 30,  # steps of a recording that can be judged
+) -> bool:
+    """Whether one action is stored at all steps while the picture moves.
+
+    Of 60 steps or more, nine tenths in a row are enough.
+    """
+    steps = len(components)
+    if steps < least:
+        return False
+    changes = np.flatnonzero((components[1:] != components[:-1]).any(1)) + 1
+    bounds = np.concatenate([[0], changes, [steps]])
+    longest = int(np.diff(bounds).argmax())
+    start, end = bounds[longest], bounds[longest + 1]
+    if end - start < (steps if steps < 60 else 0.9 * steps):
+        return False
+    looked_at = np.unique(np.linspace(start, end - 1, 50).astype(int))
+    before = np.asarray(frames[looked_at], np.int16)
+    after = np.asarray(frames[looked_at + 1], np.int16)
+    moved = abs(after - before).max((1, 2, 3)) > 24  # levels; noise of codecs is less
+    return bool(moved.mean() > 0.2)

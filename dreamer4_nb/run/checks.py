@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PRESENT_MATTERS', 'CHECKED_STAGES', 'check_tokenizer', 'check_rollouts', 'check_dreamed_latents', 'dream_beside',
            'check_dynamics', 'check_reward_head', 'dreamed_rewards', 'check_present', 'check_rewards',
-           'check_imagination', 'check_lengths', 'check_stage', 'check_run', 'check_path', 'format_checks',
-           'enforce_checks']
+           'check_imagination', 'check_lengths', 'check_stage', 'check_run', 'check_path', 'check_recordings',
+           'check_readable', 'recorded_size', 'format_checks', 'enforce_checks']
 
 # %% ../../nbs/run/09_checks.ipynb #142e8f6f
 import math
@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..data.convert import convert
+from ..data.convert import convert, look_at
 from ..data.dataset import LatentStore, Recordings
+from ..data.video import read_video
 from ..data.windows import Batch, SequenceSampler, fit_to_longest
 from ..evaluation.reward_head import MIN_REWARDED, reward_scores
 from dreamer4_nb.evaluation.world_model import (
@@ -27,7 +28,7 @@ from dreamer4_nb.evaluation.world_model import (
     reconstruction_scores,
     rollout_scores,
 )
-from ..files import read_json
+from ..files import RecordingError, read_json
 from ..models.agent import Agent
 from ..models.dynamics import Dream, Dynamics
 from ..models.tokenizer import Tokenizer
@@ -36,6 +37,7 @@ from .folder import RunError, RunFolder
 from dreamer4_nb.run.recording_checks import (
     Check,
     check_alignment,
+    check_episodes,
     check_labels_and_rewards,
     threshold_check,
 )
@@ -398,6 +400,7 @@ def check_stage(
     train, held_out = run.data()
     if stage == "convert":
         yield from check_labels_and_rewards(train, run.config.data.task != "recordings")
+        yield from check_episodes(train, held_out)
         yield from check_alignment(train)
         yield from check_lengths(train, held_out)
     elif stage == "encode":
@@ -441,6 +444,8 @@ def check_run(
 def check_path(
     path: Path | str,  # folder of a run, of converted recordings, or of recordings
     sample: int = 60,  # recordings that are converted
+    # (height, width) of recordings that are converted; None: as recorded, or 64x64
+    image_size: tuple[int, int] | None = None,
 ) -> Iterator[Check]:
     "The checks that apply to a folder"
     path = Path(path)
@@ -451,13 +456,58 @@ def check_path(
     if (path / "run.json").exists():
         yield from check_run(RunFolder(path, progress=False))
         return
+    if (path / "dataset.json").exists():
+        yield from check_recordings(Recordings(path))
+        return
     with tempfile.TemporaryDirectory() as folder:
-        if not (path / "dataset.json").exists():
-            convert(path, Path(folder) / "converted", progress=False, limit=sample)
-            path = Path(folder) / "converted"
-        recordings = Recordings(path)
-        yield from check_labels_and_rewards(recordings)
-        yield from check_alignment(recordings)
+        target = Path(folder) / "converted"
+        size = image_size or recorded_size(path)
+        try:
+            rows = convert(path, target, image_size=size, progress=False, limit=sample)
+            yield check_readable(rows)
+            yield from check_recordings(Recordings(target))
+        except RecordingError as error:  # the folder is gone before the message is read
+            text = str(error).replace(f", see {target / 'summary.csv'}", "")
+            raise RecordingError(text.replace(str(target), str(path))) from None
+
+
+def check_recordings(
+    recordings: Recordings,  # converted
+) -> Iterator[Check]:
+    "The checks of recordings without a run"
+    yield from check_labels_and_rewards(recordings)
+    yield from check_episodes(recordings)
+    yield from check_alignment(recordings)
+
+
+def check_readable(
+    rows: list[dict],  # from `convert`
+) -> Check:
+    "Whether recordings were set aside, and why"
+    aside = [row for row in rows if row["status"] == "set aside"]
+    count = sum(row["status"] in ("converted", "kept") for row in rows)
+    observed = f"{count} of {count + len(aside)} in the sample"
+    reason = ""
+    if aside:
+        reason, _, hint = aside[0]["reason"].partition(". Hint: ")
+        observed = f"{observed}; {aside[0]['name']}: {reason}"
+        reason = hint
+    status = "warn" if aside else "pass"
+    return Check("recordings can be read", status, observed, "all of them", reason)
+
+
+def recorded_size(
+    path: Path | str,  # folder of recordings
+) -> tuple[int, int]:  # (height, width) of recordings in MineRL's layout, else 64x64
+    "The size at which recordings are checked where nobody chose one"
+    content = look_at(path)
+    for folder in content.recordings if content.kind == "MineRL" else ():
+        try:
+            height, width = read_video(folder / "recording.mp4").shape[1:3]
+            return height, width
+        except ValueError:
+            continue  # a damaged recording; the next one may be whole
+    return 64, 64
 
 
 def format_checks(
