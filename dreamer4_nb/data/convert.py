@@ -98,14 +98,14 @@ def find_videos(
 
 def _sort_videos(source):
     "(videos, {path: reason} of those that are not read)."
-    found = [path for path in _files_below(source) if _is_video(path)]
+    there = [path for path in _files_below(source) if _is_video(path)]
     listed = {_listed_video(source, path) for path in _listed_paths(source)}
     rest = {}
     if listed:
         indices = ", ".join(path.name for path in _indices(source))
-        rest = {path: f"not listed in {indices}" for path in found if path not in listed}
+        rest = {path: f"not listed in {indices}" for path in there if path not in listed}
     by_name: dict[str, Path] = {}
-    for video in sorted(listed or found, key=_name_order):
+    for video in sorted(listed or there, key=_name_order):
         first = by_name.setdefault(video.stem, video)
         if first is video:
             continue

@@ -338,7 +338,7 @@ _MOST_REPEATS = 1000  # times that a frame may be repeated in a row, on average
 
 
 def lines_per_second(
-    log: VptLog,
+    log: VptLog,  # of `read_vpt_log`
 ) -> float:  # by its clock; 20 where it has none
     "The rate of a log."
     clock = log_clock(log.lines)
@@ -346,10 +346,10 @@ def lines_per_second(
 
 
 def pair_frames(
-    video: Video,
-    log: VptLog,
+    video: Video,  # whose times are looked at
+    log: VptLog,  # whose notes are added to
 ) -> np.ndarray | None:  # (N,) seconds of the video, one for each line; None: one by one
-    "Which frame belongs to which line; notes are added to the log."
+    "Which frame belongs to which line; an error names numbers and durations."
     frames = len(video.times)
     lines = len(log)
     if frames < 2:
@@ -408,10 +408,10 @@ def _as_long(video, log, log_lasts):
 
 
 def even_times(
-    video: Video,
+    video: Video,  # that has no log
     rate: float | None = None,  # frames per second to make; None: its own
 ) -> np.ndarray | None:  # (N,) seconds, evenly spaced; None: all frames, as they are
-    "When to look at a video that has no log, so that time runs evenly; noted in `changes`."
+    "When to look at a video that has no log, so that time runs evenly."
     wanted = rate or video.rate
     if not video.varies and abs(video.rate / wanted - 1) < 0.02:
         return None
