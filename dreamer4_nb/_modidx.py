@@ -695,6 +695,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/dreamer4_nb', 'doc_host': 
                                         'dreamer4_nb.data.video._opened': ('nbs/data/video.html#_opened', 'dreamer4_nb/data/video.py'),
                                         'dreamer4_nb.data.video._pixel_aspect': ( 'nbs/data/video.html#_pixel_aspect',
                                                                                   'dreamer4_nb/data/video.py'),
+                                        'dreamer4_nb.data.video._promised_seconds': ( 'nbs/data/video.html#_promised_seconds',
+                                                                                      'dreamer4_nb/data/video.py'),
                                         'dreamer4_nb.data.video._pull': ('nbs/data/video.html#_pull', 'dreamer4_nb/data/video.py'),
                                         'dreamer4_nb.data.video._time_stamps': ( 'nbs/data/video.html#_time_stamps',
                                                                                  'dreamer4_nb/data/video.py'),

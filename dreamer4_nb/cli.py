@@ -265,6 +265,7 @@ class ConvertCommand:
     height: Annotated[
         int | None, tyro.conf.arg(help_behavior_hint="(default: image-size)")
     ] = None
+    # alike
     width: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: image-size)")] = (
         None
     )
@@ -410,6 +411,7 @@ class CheckCommand:
     height: Annotated[
         int | None, tyro.conf.arg(help_behavior_hint="(default: as recorded)")
     ] = None
+    # alike
     width: Annotated[
         int | None, tyro.conf.arg(help_behavior_hint="(default: as recorded)")
     ] = None

@@ -87,10 +87,10 @@ def keep_traced_shape(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         shape = [int(n) for n in x.shape]
-        refuse = torch.jit.script(_refuse_other_shape)
+        check = torch.jit.script(_refuse_other_shape)
     # what PyTorch warns of, other shapes, cannot go wrong in silence
     warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module="dreamer4_nb")
-    return refuse(x, shape)
+    return check(x, shape)
 
 # %% ../../nbs/models/02_tokenizer.ipynb #a74be350
 class Tokenizer(nn.Module):

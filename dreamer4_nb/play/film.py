@@ -90,15 +90,15 @@ def parse_actions(
         words = re.sub(r"\s*([*+])\s*", r"\1", part).split()
         while words:
             for count in range(len(words), 0, -1):  # the longest name that fits
-                found = _read_word(codec, " ".join(words[:count]), names)
-                if found is not None:
+                repeated = _read_word(codec, " ".join(words[:count]), names)
+                if repeated is not None:
                     break
             else:
                 name = re.sub(r"\*\d+$", "", words[0])
                 raise ValueError(
                     f"actions: {name!r} is unknown. {did_you_mean(name, moves(codec))}"
                 )
-            steps.append(found)
+            steps.append(repeated)
             words = words[count:]
     return np.concatenate(steps)
 
@@ -316,7 +316,7 @@ def unlike_recorded(
 class DreamFilm:
     "A film, what was dreamed in it, and what its viewer should know"
 
-    path: Path
+    path: Path  # of the film
     history: list[PlayedStep]  # the picture and the steps after it
     notes: list[str]  # one line each
 
