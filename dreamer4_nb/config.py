@@ -885,7 +885,7 @@ def laptop() -> Config:  # minutes on two cores
             beta=0.02,
             temperature=0.5,
             contexts=256,
-            iterations=38,
+            iterations=46,
             value_warmup=14,
             value_updates=8,
             value_ema=0.9,
