@@ -13,8 +13,12 @@ settings.register_profile("full", max_examples=300, deadline=None)
 
 # what takes a minute or more begins first, so that no worker is left alone with it at the end
 LONG = (
-    "test_processes",
+    "test_cli",
+    "test_faults",
     "test_play",
+    "test_processes",
+    "test_run",
+    "test_training",
     "studies/01_experiments",
 )
 

@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from test_cli import assert_error, assert_usage, call
+from test_cli import assert_error, assert_usage, call, call_here
 
 QUICK = ("--size", "smoke", "--rounds", 1, "--seconds", 0)
 
@@ -29,7 +29,7 @@ def test_results_of_another_size(tmp_path):
     (tmp_path / "bench.json").write_text(
         '{"format": "dreamer4_nb.bench", "version": 1, "size": "smoke", "benches": {}}'
     )
-    done = call("bench", "--only", "loader", "--results", tmp_path)
+    done = call_here("bench", "--only", "loader", "--results", tmp_path)
     assert_error(done, "bench.json: size: holds smoke, not laptop", "--results")
 
 
@@ -40,19 +40,19 @@ def test_results_of_another_size(tmp_path):
 )
 def test_damaged_results(tmp_path, text, word):
     (tmp_path / "bench.json").write_text(text)
-    done = call("bench", "--only", "loader", *QUICK, "--results", tmp_path)
+    done = call_here("bench", "--only", "loader", *QUICK, "--results", tmp_path)
     assert_error(done, "bench.json", word, "Hint:")
     assert (tmp_path / "bench.json").read_text() == text
 
 
 def test_unknown_benchmark(tmp_path):
-    done = call("bench", "--only", "nothing", "--results", tmp_path)
+    done = call_here("bench", "--only", "nothing", "--results", tmp_path)
     assert_usage(done, "--only nothing", "tokenizer_training")
     assert not (tmp_path / "bench.json").exists()
 
 
 def test_peer_without_python(tmp_path):
-    done = call("bench", "--peer", tmp_path / "python", "--results", tmp_path)
+    done = call_here("bench", "--peer", tmp_path / "python", "--results", tmp_path)
     assert_error(done, "--peer", "no such file", "Hint:")
     assert not (tmp_path / "bench.json").exists()
 
@@ -65,12 +65,12 @@ def test_peer_without_package(tmp_path):
 
 
 def test_a_commit_that_does_not_exist(tmp_path):
-    done = call("bench", "--against", "no-such-commit", "--results", tmp_path)
+    done = call_here("bench", "--against", "no-such-commit", "--results", tmp_path)
     assert_error(done, "--against no-such-commit", "Hint:")
     assert not (tmp_path / "bench.json").exists()
 
 
 def test_a_device_that_does_not_exist(tmp_path):
-    done = call("bench", "--device", "nowhere", "--results", tmp_path)
+    done = call_here("bench", "--device", "nowhere", "--results", tmp_path)
     assert_error(done, "--device", "Hint:", code=2)
     assert not list(tmp_path.iterdir())

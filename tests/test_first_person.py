@@ -14,7 +14,7 @@ pytest.importorskip("numba")
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
     root = tmp_path_factory.mktemp("first_person")
-    record(root, "treechop", episodes=60, progress=False)
+    record(root, "treechop", episodes=16, progress=False)
     return root
 
 
