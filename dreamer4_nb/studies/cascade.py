@@ -230,7 +230,7 @@ def measure_cascade(
     "A world model of the cascade, its dreams, and the speed of training and dreaming."
     run = Run(run_dir, progress=False)
     if run.config.is_trial:
-        seconds = 2
+        seconds = 0.5
     model, training_steps, training_speed = train_cascade_model(run, overrides, seed, seconds)
     tokenizer = run.trained("tokenizer")
     latents = run.latents()

@@ -354,7 +354,7 @@ def measure_two_tasks(
     run = Run(run_dir, progress=False)
     c = run.config
     if c.is_trial:
-        seconds = 2
+        seconds = 0.5
     token = overrides["token"]
     latents = run.latents()
     tokenizer = run.trained("tokenizer")

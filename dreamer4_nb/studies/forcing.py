@@ -226,7 +226,7 @@ def measure_forcing(
     "A world model that is taught one lesson, and its dreams beside held-out recordings."
     run = Run(run_dir, progress=False)
     if run.config.is_trial:
-        seconds = 2
+        seconds = 0.5
     model, training_steps = train_lesson(run, overrides, seed, seconds)
     tokenizer = run.trained("tokenizer")
     latents = run.latents()

@@ -291,7 +291,8 @@ def measure_tokenizer_time(
     run = Run(run_dir, progress=False)
     config = run.config.change({k: v for k, v in overrides.items() if k != "footage"})
     if run.config.is_trial:
-        seconds = episodes = 2
+        seconds = 0.5
+        episodes = 2
     torch.manual_seed(seed)
     if "footage" in overrides:
         train, held_out = load_footage(overrides["footage"])

@@ -165,7 +165,7 @@ def measure_action_share(
     "A world model that is given the actions of some episodes, and its dreams."
     run = Run(run_dir, progress=False)
     if run.config.is_trial:
-        seconds = 2
+        seconds = 0.5
     model, training_steps = train_partly_labelled(run, overrides, seed, seconds)
     tokenizer = run.trained("tokenizer")
     _, held_out = run.data()
