@@ -142,7 +142,7 @@ def test_updates_of_phase_3(parts, monkeypatch):
         for source in (trainer.warmup_source, trainer.rollout_source):
             rollout = source(batch, trainer.policy, trainer.generator)
             loss = trainer.update_value(rollout)
-            metrics = trainer.update_policy(rollout)
+        metrics = trainer.update_policy(rollout)  # from dreams: PPO asks how they were drawn
     assert is_there(loss, *metrics.values())
 
 
