@@ -196,11 +196,11 @@ def write_episode(
     folder = Path(root) / env_id / f"v3_{name}"
     arrays = _label_arrays(folder, actions, rewards, observations)
     labels = check_labels(arrays, folder)
-    frames = _as_array(folder, "frames", frames)
-    _check_frames(folder, frames, labels.steps)
+    pictures = _as_array(folder, "frames", frames)
+    _check_frames(folder, pictures, labels.steps)
     _check_actions(folder, labels, extra or {})
     with atomic_folder(folder) as new:
-        write_video(new / "recording.mp4", frames)
+        write_video(new / "recording.mp4", pictures)
         np.savez_compressed(new / "rendered.npz", **arrays)
         info = dict(
             success=bool(success),

@@ -471,7 +471,7 @@ def read_segment(
         observations = log_inventory(lines)
     except (TypeError, AttributeError, KeyError, ValueError, OverflowError) as error:
         problem = f"not all are of the kind expected ({one_line(error)})"
-        raise recording_error(log_path, "values", problem, COPY_AGAIN) from None
+        raise recording_error(str(log_path), "values", problem, COPY_AGAIN) from None
     return Episode(frames, actions, rewards, False, observations, info)
 
 

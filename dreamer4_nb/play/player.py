@@ -306,8 +306,9 @@ def _open_picture(path: Path) -> tuple[Any, list[str]]:
     changes = []
     try:
         with Image.open(path) as image:
-            if getattr(image, "n_frames", 1) > 1:
-                changes.append(f"the first of {image.n_frames} frames")
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1:
+                changes.append(f"the first of {frames} frames")
             if image.getexif().get(_ORIENTATION, 1) != 1:
                 changes.append("turned as its file says")
             upright = ImageOps.exif_transpose(image)

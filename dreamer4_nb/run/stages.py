@@ -298,10 +298,10 @@ def _too_long(
     if max(length for length, _ in lengths) <= longest:
         return "", ""
     shown = " and ".join(str(length) for length, _ in lengths)
-    fitting = {min(length, longest): weight for length, weight in lengths}
+    weights = {min(length, longest): weight for length, weight in lengths}
     option = f"{longest}"
-    if len(fitting) > 1:
-        option = " ".join(f"{length} {weight:g}" for length, weight in fitting.items())
+    if len(weights) > 1:
+        option = " ".join(f"{length} {weight:g}" for length, weight in weights.items())
     return f"{stage}_training.length = {shown}", f"--{stage}_training.length {option}"
 
 
