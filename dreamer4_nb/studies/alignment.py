@@ -17,21 +17,21 @@ import torch
 from ..data.actions import ActionCodec, ActionSpace
 from ..data.dataset import MemoryRecordings
 from ..files import read_npz
-from ..run.recording_checks import action_fit, check_alignment, shifted
+from dreamer4_nb.run.recording_checks import (
+    check_alignment,
+    flow_fit,
+    frame_fit,
+    picture_flow,
+    shifted,
+)
 from ..run.run import RunError
 
 # %% ../../nbs/studies/08_alignment.ipynb #293cba45
 def sideways_flow(
     frames: np.ndarray,  # (N, C, H, W) uint8
 ) -> np.ndarray:  # (N - 1,) pixels that the picture moved to the left
-    "The sideways motion from each frame to the next, by least squares over gradients."
-    grey = torch.from_numpy(np.asarray(frames)).float().mean(1)
-    middle = (grey[1:] + grey[:-1]) / 2
-    change = (grey[1:] - grey[:-1])[:, :, 1:-1]
-    slope = (middle[:, :, 2:] - middle[:, :, :-2]) / 2
-    weight = 1 / (1 + change.abs() / 10)
-    explained_change = (weight * change * slope).sum((1, 2))
-    flow = explained_change / (weight * slope.square()).sum((1, 2)).clamp(min=1)
+    "The sideways motion from each frame to the next, without outliers."
+    flow = picture_flow(frames[:-1], frames[1:])[:, 0]
     lowest, highest = flow.quantile(torch.tensor([0.01, 0.99]))
     return flow.clamp(lowest, highest).numpy()
 
@@ -102,16 +102,21 @@ def measure_alignment(
     seed: int,  # of the choice of steps
     worlds: int,  # not used
     shifts: Sequence[int] = (-2, -1, 0, 1, 2),  # steps
-) -> dict:  # shifts; explained: one for each; flow: recording -> weights
+) -> dict:  # shifts; explained, lead: by frames and by flow; weights: of each recording
     "What frames say of actions that are shifted by some steps, on Minetest."
     recordings = load_minetest(overrides["footage"])
-    fit = action_fit(recordings, range(len(recordings)), shifts, seed)
-    flow = {}
+    explained = {}
+    lead = {}
+    for by, fit_fn in dict(frames=frame_fit, flow=flow_fit).items():
+        fit = fit_fn(recordings, range(len(recordings)), shifts, seed)
+        explained[by] = [fit.explained[shift] for shift in shifts]
+        lead[by] = [fit.lead.get(shift, 0.0) for shift in shifts]
+    weights = {}
     for path in minetest_paths(overrides["footage"]):
         arrays = read_npz(path, error=RunError)
         frames = arrays["frames"].transpose(0, 3, 1, 2)
-        flow[path.parent.name] = flow_weights(frames, arrays["dx"].astype(float), shifts)
-    return dict(shifts=list(shifts), explained=list(fit.explained.values()), flow=flow)
+        weights[path.parent.name] = flow_weights(frames, arrays["dx"].astype(float), shifts)
+    return dict(shifts=list(shifts), explained=explained, lead=lead, weights=weights)
 
 # %% ../../nbs/studies/08_alignment.ipynb #f15a6be1
 SMALL_WORLDS = ("catch", "collect", "press", "scroll", "luck")
@@ -220,18 +225,21 @@ def measure_alignment_trial(
     overrides: dict,  # one of `TRIAL_VARIANTS`
     seed: int,  # of the data sets
     worlds: int,  # how many data sets
-) -> dict:  # sets and refused, of each kind of world; actions, rewards: how the checks ended
+) -> dict:  # of each kind of world sets, too_few and refused; actions, rewards: results
     "How many data sets the checks of alignment refuse."
     sets = dict.fromkeys(SMALL_WORLDS, 0)
+    too_few = dict.fromkeys(SMALL_WORLDS, 0)  # rewards to judge their column
     refused = dict.fromkeys(SMALL_WORLDS, 0)
     ends = [dict.fromkeys(("pass", "warn", "fail", "skip"), 0) for _ in range(2)]
     for number in range(worlds):
         way = (-1) ** number
         moved = {name: way * steps for name, steps in overrides.items()}
         kind, recordings = small_recordings(seed * 100_000 + number, **moved)
-        statuses = [check.status for check in check_alignment(recordings)]
+        checks = list(check_alignment(recordings))
+        statuses = [check.status for check in checks]
         for count, status in zip(ends, statuses):
             count[status] += 1
         sets[kind] += 1
+        too_few[kind] += checks[1].observed.startswith("fewer than")
         refused[kind] += "fail" in statuses
-    return dict(sets=sets, refused=refused, actions=ends[0], rewards=ends[1])
+    return dict(sets=sets, too_few=too_few, refused=refused, actions=ends[0], rewards=ends[1])
