@@ -175,6 +175,31 @@ def test_good_recordings_are_not_refused(seed):
         assert check.status in ("pass", "skip"), (kind, check)
 
 
+@pytest.mark.parametrize("seed", (36, 55))
+def test_largest_changes_decide_on_few_rewards(seed):
+    way = (-1) ** seed
+    _, rewards = check_alignment(small_recordings(seed, rewards=way)[1])
+    assert rewards.status == "fail"
+    assert "explained by the largest changes" in rewards.observed
+    assert "so shift nothing" in rewards.hint
+    _, rewards = check_alignment(small_recordings(seed)[1])
+    assert rewards.status == "pass"
+
+
+def test_frames_that_do_not_tell_are_not_refused():
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (12, 41, 3, 16, 16), np.uint8)
+    actions = rng.integers(0, 2, (12, 40, 1))
+    rewards = rng.integers(0, 2, (12, 40)).astype(np.float32)
+    codec = ActionCodec(ActionSpace.flat(["none", "push"]))
+    recordings = MemoryRecordings(list(noise), list(actions), list(rewards), codec=codec)
+    checks = list(check_alignment(recordings))
+    assert [check.status for check in checks] == ["warn", "skip"]
+    for check in checks:
+        assert "the frames do not tell" in check.observed
+        assert "look at a recording" in check.hint
+
+
 def test_nobody_is_told_to_move_one_column_while_the_other_fits():
     actions, rewards = check_alignment(small_recordings(5, rewards=1)[1])
     assert (actions.status, rewards.status) == ("pass", "fail")
