@@ -94,7 +94,7 @@ def test_chapters_are_named_by_their_titles(path):
         text = "\n".join("".join(c["source"]) for c in cells_of(path, "code"))
     else:
         text = path.read_text(encoding="utf-8")
-    text = text.replace('\\"', '"')
+    text = text.replace('\\"', '"').replace("\\'", "'")
     text = re.sub(r'"\s*\n\s*f?"', "", text)  # a message over several lines
     titles = {build.title(p) for p in chapters} | {"Title"}
     named = re.findall(r"\bchapters? \"([^\"\n]+)\"", text)

@@ -276,10 +276,10 @@ def test_two_players_without_names():
     frames = [rng.integers(0, 255, (41, 3, 16, 16), np.uint8) for _ in range(16)]
     tasks = ["west"] * 8 + ["east"] * 8
     untold = MemoryRecordings(frames, left + right, [None] * 16, codec=codec)
-    told = MemoryRecordings(frames, left + right, [None] * 16, codec=codec, tasks=tasks)
+    named = MemoryRecordings(frames, left + right, [None] * 16, codec=codec, tasks=tasks)
     assert "8 with other actions than 8" in check_kinds(untold).observed
     assert check_kinds(untold).status == "warn"
-    assert check_kinds(told).status == "pass"
+    assert check_kinds(named).status == "pass"
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -105,18 +105,18 @@ def measure_alignment(
 ) -> dict:  # shifts; explained, lead: by frames and by flow; weights: of each recording
     "What frames say of actions that are shifted by some steps, on Minetest."
     recordings = load_minetest(overrides["footage"])
-    explained = {}
+    explained_variance = {}
     lead = {}
     for by, fit_fn in dict(frames=frame_fit, flow=flow_fit).items():
         fit = fit_fn(recordings, range(len(recordings)), shifts, seed)
-        explained[by] = [fit.explained[shift] for shift in shifts]
+        explained_variance[by] = [fit.explained_variance[shift] for shift in shifts]
         lead[by] = [fit.lead.get(shift, 0.0) for shift in shifts]
     weights = {}
     for path in minetest_paths(overrides["footage"]):
         arrays = read_npz(path, error=RunError)
         frames = arrays["frames"].transpose(0, 3, 1, 2)
         weights[path.parent.name] = flow_weights(frames, arrays["dx"].astype(float), shifts)
-    return dict(shifts=list(shifts), explained=explained, lead=lead, weights=weights)
+    return dict(shifts=list(shifts), explained=explained_variance, lead=lead, weights=weights)
 
 # %% ../../nbs/studies/08_alignment.ipynb #f15a6be1
 SMALL_WORLDS = ("catch", "collect", "press", "scroll", "luck")
