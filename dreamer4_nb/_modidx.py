@@ -43,6 +43,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/dreamer4_nb', 'doc_host': 
                                  'dreamer4_nb.cli._prepare': ('nbs/cli.html#_prepare', 'dreamer4_nb/cli.py'),
                                  'dreamer4_nb.cli._print_error': ('nbs/cli.html#_print_error', 'dreamer4_nb/cli.py'),
                                  'dreamer4_nb.cli._print_outcome': ('nbs/cli.html#_print_outcome', 'dreamer4_nb/cli.py'),
+                                 'dreamer4_nb.cli._recorded_players': ('nbs/cli.html#_recorded_players', 'dreamer4_nb/cli.py'),
                                  'dreamer4_nb.cli._say': ('nbs/cli.html#_say', 'dreamer4_nb/cli.py'),
                                  'dreamer4_nb.cli._serve_page': ('nbs/cli.html#_serve_page', 'dreamer4_nb/cli.py'),
                                  'dreamer4_nb.cli._usage_error': ('nbs/cli.html#_usage_error', 'dreamer4_nb/cli.py'),

@@ -318,6 +318,13 @@ class ConvertCommand:
         print("\n".join(describe_conversion(self.target)))
 
 # %% ../nbs/04_cli.ipynb #34de4831
+def _recorded_players(out):
+    "Who was recorded for a run that is there already, such as a demo's; None: the usual ones."
+    if not (out / "run.json").is_file():
+        return None
+    return read_json(out / "run.json")["config"]["data"].get("players")
+
+
 @dataclass(kw_only=True)
 class TrainCommand(Start):
     "Train on recordings, stage by stage; run it again to continue."
@@ -361,6 +368,8 @@ class TrainCommand(Start):
             config = config.change({"data.event": self.event})
         if config.data.task == "recordings" and self.recordings is None:
             _usage_error("--task", "recordings", "name their folder with --recordings")
+        if config.data.players is None:
+            config = config.change({"data.players": _recorded_players(self.out)})
         _prepare(self.device)
         train(
             config,

@@ -262,8 +262,8 @@ class MemoryAt(Callback):
 
 
 class MeasuringMonitor(Monitor):
-    def __init__(self, memory):
-        super().__init__()
+    def __init__(self, memory, **options):
+        super().__init__(**options)
         self.memory = memory
 
     def __call__(self, trainer, metrics):
@@ -280,8 +280,8 @@ def measure_stages(run, steps, monkeypatch):
         def make_learner(*args, memory=memory, callbacks=(), **options):
             return Learner(*args, callbacks=[*callbacks, memory], **options)
 
-        def make_monitor(memory=memory):
-            return MeasuringMonitor(memory)
+        def make_monitor(memory=memory, **options):
+            return MeasuringMonitor(memory, **options)
 
         with monkeypatch.context() as patch:
             patch.setattr(stages, "Learner", make_learner)

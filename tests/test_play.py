@@ -108,7 +108,7 @@ def test_a_trained_policy_reads_what_it_has_learned_to_read(observing_run, tmp_p
     policy = load(observing_run)
     assert policy.actor.agent.dynamics.extra_tokens == 1
     world = policy.run.worlds(1).worlds[0]
-    seen, _ = world.reset(seed=0)
+    observation, _ = world.reset(seed=0)
     for _ in range(3):
         action = policy.act(world.frame(), world.observations())
         world.step(world.action_of(action))
@@ -119,7 +119,7 @@ def test_a_trained_policy_reads_what_it_has_learned_to_read(observing_run, tmp_p
     with pytest.raises(ValueError, match="observation 'compass.angle': .*Hint"):
         policy.act(frame, {"compass$angle": [1.0, 2.0]})
     with pytest.raises(ValueError, match="frame: a dictionary of pov, .*Hint: give world.fra"):
-        policy.act(seen)
+        policy.act(observation)
 
 
 def test_a_saved_policy_reads_it_still_and_its_card_says_so(observing_run, tmp_path):
@@ -213,10 +213,10 @@ def test_there_is_only_the_dream_where_no_world_fits(copy, change, word):
 )
 def test_a_world_of_keys_that_does_not_fit(keys_copy, change, word):
     change_metadata(keys_copy, change)
-    player = Player(keys_copy).reset(0, 9)
+    player = Player(keys_copy).reset(0, 20)
     assert word in player.why_no_world
     assert player.step({"forward": 1}).true_frame is None
-    assert player.reset(1, 9).why_no_world == ""
+    assert player.reset(1, 20).why_no_world == ""
 
 
 def test_the_world_is_made_as_it_was_recorded(tmp_path):

@@ -576,5 +576,5 @@ def test_a_recording_that_says_nothing_is_named_in_the_summary(tmp_path):
         extra = dict(action_space=space.to_dict())
         write_episode(tmp_path / "in", "Gold-v0", str(number), frames, actions, extra=extra)
     rows = convert(tmp_path / "in", tmp_path / "out", progress=False)
-    said = [row["changes"] for row in rows]
-    assert said == ["", "actions never vary while the picture moves", ""]
+    changes = [row["changes"] for row in rows]
+    assert changes == ["", "actions never vary while the picture moves", ""]

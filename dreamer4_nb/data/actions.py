@@ -260,9 +260,9 @@ def continuous_advice(
         size = "so uneven that more bins, or values rescaled before, would tell more apart"
     else:
         size = "fine to begin with"
-    box = f"Box({values.min():.3g}, {values.max():.3g}, {values.shape[1:]})"
+    range_ = f"Box({values.min():.3g}, {values.max():.3g}, {values.shape[1:]})"
     return (
-        f"it is continuous, so cut it into bins: action_space_of({box}, {bins}) names them "
+        f"it is continuous, so cut it into bins: action_space_of({range_}, {bins}) names them "
         f"and named_actions makes the actions; of {bins} bins the fullest would hold "
         f"{fullest:.0%} of the steps and the emptiest {emptiest:.0%}, {size} "
         '(chapter "Actions of other people\'s worlds")'

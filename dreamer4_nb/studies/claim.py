@@ -147,6 +147,8 @@ def run_claim(
         runs.append(run_seed(run_dir, chosen, protocol, device, progress))
         if len(runs) == 1:
             keep_pictures(run_dir, results.with_name(f"{results.stem}_pictures.npz"))
+            first = read_json(run_dir / "results.json", error=RunError)
+            write_json(results.with_name(f"{results.stem}_first.json"), first)
         content = dict(
             task=task,
             size=chosen.name,
