@@ -2281,6 +2281,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/dreamer4_nb', 'doc_host': 
                                         'dreamer4_nb.run.checks._counted': ('nbs/run/checks.html#_counted', 'dreamer4_nb/run/checks.py'),
                                         'dreamer4_nb.run.checks._is_constant': ( 'nbs/run/checks.html#_is_constant',
                                                                                  'dreamer4_nb/run/checks.py'),
+                                        'dreamer4_nb.run.checks.check_changes': ( 'nbs/run/checks.html#check_changes',
+                                                                                  'dreamer4_nb/run/checks.py'),
                                         'dreamer4_nb.run.checks.check_dreamed_latents': ( 'nbs/run/checks.html#check_dreamed_latents',
                                                                                           'dreamer4_nb/run/checks.py'),
                                         'dreamer4_nb.run.checks.check_dynamics': ( 'nbs/run/checks.html#check_dynamics',

@@ -30,6 +30,7 @@ from dreamer4_nb.run.recording_checks import (
     find_gap,
 )
 from dreamer4_nb.studies.alignment import SMALL_WORLDS, small_recordings
+from dreamer4_nb.worlds.record import record
 
 PLAYED = Path(__file__).parents[2] / "shared/data/minetest"
 KEYS = ("forward", "back", "left", "right", "jump", "attack")
@@ -308,3 +309,16 @@ def test_a_folder_is_checked_at_its_own_size(tmp_path):
         list(check_path(tmp_path, image_size=(64, 64)))
     assert "summary.csv" not in str(error.value)
     assert "converted" not in str(error.value)
+
+
+def test_files_that_are_not_read_are_named(tmp_path):
+    "Beside the recordings, in the check of a folder that is not converted yet."
+    record(tmp_path, "collect_wood", episodes=4, seed=0, progress=False)
+    names = {check.name: check for check in check_path(tmp_path)}
+    check = names["files are read as they are"]
+    assert check.status == "pass"
+    (tmp_path / "notes.txt").write_text("bought milk")
+    names = {check.name: check for check in check_path(tmp_path)}
+    check = names["files are read as they are"]
+    assert check.status == "warn"
+    assert "not read" in check.observed and "notes.txt" in check.observed

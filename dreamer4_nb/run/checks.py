@@ -6,7 +6,7 @@
 __all__ = ['PRESENT_MATTERS', 'CHECKED_STAGES', 'check_tokenizer', 'check_rollouts', 'check_dreamed_latents', 'dream_beside',
            'check_dynamics', 'check_reward_head', 'dreamed_rewards', 'check_present', 'check_rewards',
            'check_imagination', 'check_lengths', 'check_stage', 'check_run', 'check_path', 'check_recordings',
-           'check_readable', 'recorded_size', 'format_checks', 'enforce_checks']
+           'check_readable', 'check_changes', 'recorded_size', 'format_checks', 'enforce_checks']
 
 # %% ../../nbs/run/09_checks.ipynb #142e8f6f
 import math
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..data.convert import convert, look_at
+from ..data.convert import convert, describe_conversion, look_at
 from ..data.dataset import LatentStore, Recordings
 from ..data.video import read_video
 from ..data.windows import Batch, SequenceSampler, fit_to_longest
@@ -465,6 +465,7 @@ def check_path(
         try:
             rows = convert(path, target, image_size=size, progress=False, limit=sample)
             yield check_readable(rows)
+            yield check_changes(target)
             yield from check_recordings(Recordings(target))
         except RecordingError as error:  # the folder is gone before the message is read
             text = str(error).replace(f", see {target / 'summary.csv'}", "")
@@ -494,6 +495,19 @@ def check_readable(
         reason = hint
     status = "warn" if aside else "pass"
     return Check("recordings can be read", status, observed, "all of them", reason)
+
+
+def check_changes(
+    target: Path | str,  # folder of the converted data
+) -> Check:
+    "What conversion had to change, and the files that it left out"
+    lines = describe_conversion(target)[:-1]
+    lines = [line for line in lines if not line.startswith("set aside")]
+    is_left_out = any(line.startswith("not read") for line in lines)
+    status = "warn" if is_left_out else "pass"
+    observed = "; ".join(lines) or "every file is read, and nothing had to be changed"
+    hint = "look whether what was left out is a recording" if is_left_out else ""
+    return Check("files are read as they are", status, observed, "every file", hint)
 
 
 def recorded_size(
