@@ -13,6 +13,7 @@ from dreamer4_nb.config import StageConfig, named
 from dreamer4_nb.data.actions import ActionSpace
 from dreamer4_nb.data.dataset import LatentStore, Recordings
 from dreamer4_nb.data.recordings import write_episode
+from dreamer4_nb.data.video import write_video
 from dreamer4_nb.files import RecordingError, read_json, read_npz, with_checksum
 from dreamer4_nb.models.heads import TwoHot
 from dreamer4_nb.models.tokenizer import Tokenizer
@@ -847,3 +848,17 @@ def test_every_changed_field_is_named_or_has_no_influence(finished, capsys):
 def test_the_stage_that_a_field_matters_for(values, stage):
     smoke = named("smoke")
     assert first_change(config_changes(smoke, smoke.change(values)))[0] == stage
+
+
+def test_a_world_model_of_films_without_a_task(tmp_path):
+    "They have no relevant windows, although half of the windows of dynamics were to be such."
+    source = tmp_path / "films"
+    source.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        frames = rng.integers(0, 255, (40, 64, 64, 3), dtype=np.uint8)
+        write_video(source / f"film{i}.mp4", frames)
+    changes = {"data.task": "recordings", "dynamics_training.relevant_fraction": 0.5}
+    config = named("smoke").change(changes)
+    run = train(config, source, tmp_path / "run", progress=False, upto="dynamics")
+    assert run.done("dynamics")

@@ -689,12 +689,15 @@ def train_dynamics(
     run: RunFolder,  # done up to encode
 ) -> None:
     "The stage dynamics: train it on latents"
+    stage = run.config.dynamics_training
+    if not (run.data()[0].task_index >= 0).any():  # video of no task: all windows alike
+        stage = replace(stage, relevant_fraction=0.0)
     train_stage(
         run,
         "dynamics",
         run.build("dynamics"),
         dynamics_loss,
-        run.config.dynamics_training,
+        stage,
         with_latents=True,
     )
 

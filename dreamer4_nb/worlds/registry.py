@@ -190,6 +190,7 @@ FIRST_PERSON = PMPO_SETTINGS | {
     "dynamics.context_signal": 0.97,
     "dynamics_training.steps": 1500,
     "dynamics_training.single_image_fraction": 0.0,
+    "dynamics_training.relevant_fraction": 0.0,
     "imagination.horizon": 15,
     "imagination.gamma": 0.95,
 }
