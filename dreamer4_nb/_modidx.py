@@ -4378,8 +4378,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/dreamer4_nb', 'doc_host': 
                                                                                                                  'dreamer4_nb/worlds/voxel_players.py'),
                                                   'dreamer4_nb.worlds.voxel_players.Puncher': ( 'nbs/worlds/voxel_players.html#puncher',
                                                                                                 'dreamer4_nb/worlds/voxel_players.py'),
-                                                  'dreamer4_nb.worlds.voxel_players.Puncher.__init__': ( 'nbs/worlds/voxel_players.html#puncher.__init__',
-                                                                                                         'dreamer4_nb/worlds/voxel_players.py'),
                                                   'dreamer4_nb.worlds.voxel_players.Puncher.intend': ( 'nbs/worlds/voxel_players.html#puncher.intend',
                                                                                                        'dreamer4_nb/worlds/voxel_players.py'),
                                                   'dreamer4_nb.worlds.voxel_players.RandomKeys': ( 'nbs/worlds/voxel_players.html#randomkeys',

@@ -577,14 +577,7 @@ class Digger(Stroller):
 class Puncher(Stroller):
     "Strolls, and holds *attack* for a while wherever it looks, mostly at nothing."
 
-    def __init__(
-        self,
-        noise: float = 0.0,  # fraction of steps with random keys and turns
-        seed: int = 0,  # of the player's own random numbers
-        name: str | None = None,  # in the recording; None: that of the class
-    ):
-        super().__init__(noise, seed, name)
-        self._punches = 0  # steps left of holding the key
+    _punches = 0  # steps left of holding the key
 
     def intend(
         self,
